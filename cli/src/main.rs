@@ -1,0 +1,3 @@
+//! The `diskette` program.
+
+fn main() {}

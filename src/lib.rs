@@ -1,0 +1,2 @@
+//! Virtual-disk images from one sans-IO core.
+#![no_std]
