@@ -1,0 +1,7 @@
+//! Compression, one file per algorithm, each over a well-kept crate.
+
+mod deflate;
+mod zstd;
+
+pub use deflate::inflate;
+pub use zstd::unzstd;

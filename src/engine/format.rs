@@ -1,0 +1,192 @@
+//! [`Format`]: what a format driver tells the engine.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::describe::Details;
+use crate::error::{Error, Result};
+use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
+use crate::op::Op;
+
+/// Whether the start of a range can be overwritten where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InPlace {
+    /// Length in bytes for which the answer holds, never 0 for a non-empty question.
+    pub len: u64,
+    /// Where to write, or `None` if space has to be allocated first.
+    pub host: Option<Host>,
+}
+
+/// Space set aside for guest data that is not linked yet.
+///
+/// Between [`Format::prepare`] and [`Format::commit`] the engine writes every byte of `guest`, taking what the request
+/// does not cover from the old contents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// The guest range, aligned as the format needs it. It may be shorter than asked for, but starts at or before it.
+    pub guest: Range,
+    /// Where its first byte goes.
+    pub host: Host,
+    /// Whether the space was newly taken and must be given back if the allocation is abandoned.
+    pub fresh: bool,
+}
+
+/// One irregularity found by a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub kind: FindingKind,
+    /// A sentence with position, found and expected.
+    pub text: String,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FindingKind {
+    /// Space is lost, data is not.
+    Leak,
+    /// Data is or may become wrong.
+    Corruption,
+    /// The check itself could not look.
+    CheckError,
+}
+
+/// What to do about the findings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RepairAdvice {
+    /// Nothing.
+    #[default]
+    None,
+    /// A repair is possible.
+    Repair,
+}
+
+/// The outcome of a consistency check. Counts are in the unit QEMU uses: clusters, or table entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Clusters that are marked used but are not.
+    pub leaks: u64,
+    /// Entries that are wrong.
+    pub corruptions: u64,
+    /// Things that could not be checked.
+    pub check_errors: u64,
+    /// Where the image ends in its file, in bytes.
+    pub image_end_offset: u64,
+    /// Clusters that the guest has.
+    pub total_clusters: u64,
+    /// Of these, allocated.
+    pub allocated_clusters: u64,
+    /// Of these, not next to their predecessor.
+    pub fragmented_clusters: u64,
+    /// Of these, compressed.
+    pub compressed_clusters: u64,
+    /// The first findings, in the order they were met; the counts cover all.
+    pub findings: Vec<Finding>,
+    /// What to do.
+    pub advice: RepairAdvice,
+}
+
+impl CheckReport {
+    /// At most this many findings are kept; the counts cover all.
+    pub const MAX_FINDINGS: usize = 100_000;
+
+    /// Counts a finding once and keeps it while there is room.
+    pub fn add(&mut self, kind: FindingKind, text: String) {
+        match kind {
+            FindingKind::Leak => self.leaks += 1,
+            FindingKind::Corruption => self.corruptions += 1,
+            FindingKind::CheckError => self.check_errors += 1,
+        }
+        if self.findings.len() < Self::MAX_FINDINGS {
+            self.findings.push(Finding { kind, text });
+        }
+    }
+
+    /// Whether nothing at all was found.
+    pub fn is_clean(&self) -> bool {
+        self.leaks == 0 && self.corruptions == 0 && self.check_errors == 0
+    }
+}
+
+/// An image format over its children: it maps and allocates, and moves no data.
+///
+/// Only the engine calls it. Ranges lie within the image; a mutating call is never made on a read-only image, and the
+/// engine holds off every overlapping request while it prepares, zeroes or discards.
+pub trait Format: Send + Sync {
+    /// The driver's name, such as `qcow2`.
+    fn name(&self) -> &'static str;
+
+    /// Size, allocation unit and capabilities as the guest sees them.
+    fn info(&self) -> NodeInfo;
+
+    /// A child that the format owns. Never [`Role::Backing`].
+    fn child(&self, role: Role) -> Option<&Arc<dyn Node>>;
+
+    /// What the range holds in this layer.
+    fn map<'a>(&'a self, range: Range, want: Want) -> Op<'a, Extent>;
+
+    /// Fills `into` from the compressed extent at `host`, of at most `stored` bytes, skipping the first `skip` bytes of
+    /// what it expands to.
+    fn expand<'a>(&'a self, host: Host, stored: u32, skip: usize, into: &'a mut [u8]) -> Op<'a, ()> {
+        let _ = (host, stored, skip, into);
+        Op::err(Error::unsupported("this format has no compressed extents"))
+    }
+
+    /// Whether the start of the range can be overwritten in place.
+    fn in_place<'a>(&'a self, range: Range) -> Op<'a, InPlace>;
+
+    /// Sets space aside for the start of the range.
+    fn prepare<'a>(&'a self, range: Range) -> Op<'a, Allocation> {
+        let _ = range;
+        Op::err(Error::unsupported("this format cannot allocate"))
+    }
+
+    /// Links space whose data has been written.
+    fn commit<'a>(&'a self, allocation: &'a Allocation) -> Op<'a, ()> {
+        let _ = allocation;
+        Op::ok(())
+    }
+
+    /// Gives space back whose data could not be written.
+    fn abandon<'a>(&'a self, allocation: &'a Allocation) -> Op<'a, ()> {
+        let _ = allocation;
+        Op::ok(())
+    }
+
+    /// The granularity of [`Format::zero`] and [`Format::discard`] in bytes, a power of two.
+    fn zero_granularity(&self) -> u64 {
+        1
+    }
+
+    /// Makes a range (aligned to the granularity, except at the end of the image) read as zeroes.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unsupported`] asks the engine to write zeroes instead.
+    fn zero<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()>;
+
+    /// Gives back a range, aligned as for [`Format::zero`].
+    fn discard<'a>(&'a self, range: Range) -> Op<'a, ()>;
+
+    /// Metadata that has changed is on stable storage when this is done, and all data before it.
+    fn flush<'a>(&'a self) -> Op<'a, ()>;
+
+    /// Leaves the image as if nobody had it open. Called once, after the last request.
+    fn close<'a>(&'a self) -> Op<'a, ()> {
+        self.flush()
+    }
+
+    /// Changes the size that the guest sees.
+    fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
+        let _ = (length, preallocation);
+        Op::err(Error::unsupported(alloc::format!("the {} driver does not support resize yet", self.name())))
+    }
+
+    /// What can be said about the image without reading guest data.
+    fn describe(&self) -> Result<Details>;
+
+    /// Looks through all metadata for contradictions.
+    fn check<'a>(&'a self) -> Op<'a, CheckReport> {
+        Op::err(Error::unsupported("This image format does not support checks"))
+    }
+}

@@ -1,0 +1,195 @@
+//! [`Image`]: a format with its children, as a node.
+
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+
+use crate::describe::Details;
+use crate::engine::format::{CheckReport, Format};
+use crate::engine::requests::{RequestKind, Requests};
+use crate::error::{Error, ErrorKind, Result};
+use crate::node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, Want, WriteFlags, check_bounds};
+use crate::op::Op;
+
+/// What a write of nothing but zeroes turns into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// A write like any other.
+    #[default]
+    Off,
+    /// A zero write that keeps its space.
+    On,
+    /// A zero write that may give its space back.
+    Unmap,
+}
+
+/// How an image behaves once it is open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// What a write of nothing but zeroes turns into.
+    pub detect_zeroes: DetectZeroes,
+    /// Whether discards are passed on. They are ignored otherwise.
+    pub discard: bool,
+}
+
+/// An open image: a format, its files and its backing image, behaving as one disk.
+pub struct Image {
+    pub(crate) format: Box<dyn Format>,
+    pub(crate) backing: Option<Arc<dyn Node>>,
+    pub(crate) requests: Requests,
+    pub(crate) options: ImageOptions,
+    name: String,
+    probed: bool,
+}
+
+impl core::fmt::Debug for Image {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Image").field("name", &self.name).field("format", &self.format.name()).finish_non_exhaustive()
+    }
+}
+
+impl Image {
+    /// Puts an image together. [`crate::drivers`] opens one from a file.
+    pub fn new(
+        format: Box<dyn Format>,
+        backing: Option<Arc<dyn Node>>,
+        name: impl Into<String>,
+        options: ImageOptions,
+    ) -> Self {
+        Image { format, backing, requests: Requests::new(), options, name: name.into(), probed: false }
+    }
+
+    /// Notes whether the format was guessed from the contents.
+    #[must_use]
+    pub(crate) fn with_probed(mut self, probed: bool) -> Self {
+        self.probed = probed;
+        self
+    }
+
+    /// Whether the format was guessed from the contents rather than given.
+    pub fn was_probed(&self) -> bool {
+        self.probed
+    }
+
+    /// The driver's name, such as `qcow2`.
+    pub fn format_name(&self) -> &'static str {
+        self.format.name()
+    }
+
+    /// What can be said about the image without reading guest data.
+    pub fn describe(&self) -> Result<Details> {
+        self.format.describe()
+    }
+
+    /// Looks through all metadata for contradictions.
+    pub fn check(&self) -> Op<'_, CheckReport> {
+        self.format.check().then(|result| result.map_err(|error| error.at_path(&self.name)))
+    }
+
+    /// Writes everything back and leaves the image as if nobody had it open.
+    ///
+    /// Dropping an image without closing it loses nothing that was flushed.
+    pub fn close(&self) -> Op<'_, ()> {
+        if self.options.read_only { Op::ok(()) } else { self.format.close() }
+    }
+
+    /// Waits until no request is in flight that began before this call.
+    pub async fn drain(&self) {
+        let all = self.requests.begin(RequestKind::Resize, Range::new(0, u64::MAX));
+        all.mark_serialising(1);
+        all.wait().await;
+    }
+
+    /// Adds the image's name and format to an error.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        error.at_path(&self.name).in_node(self.format.name())
+    }
+
+    /// Fails unless the image may be written and the range lies within it.
+    pub(crate) fn check_write(&self, range: Range) -> Result<()> {
+        if self.options.read_only {
+            return Err(self.explain(Error::new(ErrorKind::ReadOnly, "the image was opened read-only")));
+        }
+        check_bounds(range.start, range.len, self.format.info().length).map_err(|error| self.explain(error))
+    }
+
+    /// The child that holds guest data in `role`.
+    pub(crate) fn storage(&self, role: Role) -> Result<&dyn Node> {
+        self.format
+            .child(role)
+            .map(|node| &**node)
+            .ok_or_else(|| Error::new(ErrorKind::Closed, alloc::format!("the image has no {} child", role.name())))
+    }
+}
+
+impl Node for Image {
+    fn info(&self) -> NodeInfo {
+        let info = self.format.info();
+        NodeInfo { read_only: self.options.read_only, ..info }
+    }
+
+    fn map<'a>(&'a self, range: Range, want: Want) -> Op<'a, Extent> {
+        if let Err(error) = check_bounds(range.start, range.len, self.format.info().length) {
+            return Op::err(self.explain(error));
+        }
+        self.format.map(range, want)
+    }
+
+    fn read<'a>(&'a self, at: u64, into: &'a mut [u8], flags: ReadFlags) -> Op<'a, ()> {
+        self.read_tracked(at, into, flags)
+    }
+
+    fn write<'a>(&'a self, at: u64, from: &'a [u8], flags: WriteFlags) -> Op<'a, ()> {
+        self.write_tracked(at, from, flags)
+    }
+
+    fn write_zeroes<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()> {
+        Op::future(async move { self.write_zeroes_tracked(range, flags).await.map_err(|error| self.explain(error)) })
+    }
+
+    fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
+        Op::future(async move { self.discard_tracked(range).await.map_err(|error| self.explain(error)) })
+    }
+
+    fn flush<'a>(&'a self) -> Op<'a, ()> {
+        if self.options.read_only {
+            return Op::ok(());
+        }
+        self.format.flush().then(|result| result.map_err(|error| self.explain(error)))
+    }
+
+    fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
+        if let Err(error) = self.check_write(Range::new(0, 0)) {
+            return Op::err(error);
+        }
+        Op::future(async move {
+            let old = self.format.info().length;
+            let changed = Range::new(old.min(length), old.abs_diff(length));
+            let request = self.requests.begin(RequestKind::Resize, changed);
+            request.mark_serialising(1);
+            request.wait().await;
+            self.format.resize(length, preallocation).await.map_err(|error| self.explain(error))
+        })
+    }
+
+    fn child(&self, role: Role) -> Option<Arc<dyn Node>> {
+        match role {
+            Role::Backing => self.backing.clone(),
+            _ => self.format.child(role).cloned(),
+        }
+    }
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn allocated(&self) -> Option<u64> {
+        self.format.child(Role::File).and_then(|file| file.allocated())
+    }
+
+    fn as_any(&self) -> Option<&dyn core::any::Any> {
+        Some(self)
+    }
+}

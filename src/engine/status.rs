@@ -1,0 +1,167 @@
+//! What a range holds across a chain of images.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::error::Result;
+use crate::node::{Host, Node, Range, Role, State, Want};
+
+/// A stretch of a disk that is alike throughout, with the layer that decides it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// First guest byte.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// How many images down the deciding layer is; 0 is the image that was asked.
+    pub depth: u32,
+    /// Whether a layer says something about the range, rather than nobody.
+    pub present: bool,
+    /// Whether it reads as zeroes.
+    pub zero: bool,
+    /// Whether it is backed by stored data.
+    pub data: bool,
+    /// Whether the data is compressed.
+    pub compressed: bool,
+    /// Where it is stored, for data that is stored as it is.
+    pub offset: Option<u64>,
+    /// Name of the file that `offset` counts in.
+    pub file: Option<String>,
+}
+
+impl Status {
+    /// Whether `next` follows and differs in nothing but place.
+    fn continues(&self, next: &Status) -> bool {
+        self.start + self.len == next.start
+            && (self.depth, self.present, self.zero, self.data, self.compressed)
+                == (next.depth, next.present, next.zero, next.data, next.compressed)
+            && match (self.offset, next.offset) {
+                (Some(offset), Some(other)) => offset + self.len == other,
+                (None, None) => true,
+                _ => false,
+            }
+            && self.file == next.file
+    }
+}
+
+/// A chain of nodes, top first, for repeated questions.
+pub struct Chain {
+    layers: Vec<Arc<dyn Node>>,
+}
+
+impl Chain {
+    /// The node and everything behind it.
+    pub fn of(top: Arc<dyn Node>) -> Self {
+        let mut layers = alloc::vec![top];
+        while let Some(next) = layers.last().and_then(|node| node.child(Role::Backing)) {
+            layers.push(next);
+        }
+        Chain { layers }
+    }
+
+    /// The layers, top first.
+    pub fn layers(&self) -> &[Arc<dyn Node>] {
+        &self.layers
+    }
+
+    /// What the start of `range` holds. Metadata only.
+    ///
+    /// With [`Want::Precise`] holes of the host file are reported as zeroes.
+    pub async fn status(&self, range: Range, want: Want) -> Result<Status> {
+        let mut len = range.len;
+        for (depth, layer) in (0u32..).zip(&self.layers) {
+            let available = layer.info().length.saturating_sub(range.start);
+            if available == 0 {
+                // A shorter backing image: the layer above decides, and it reads as zeroes.
+                return Ok(Status { depth, len, ..Self::zeroes(range) });
+            }
+            len = len.min(available);
+            let extent = layer.map(Range::new(range.start, len), want).await?;
+            len = extent.len.min(len);
+            let mut status = Status { depth, len, ..Self::zeroes(range) };
+            match extent.state {
+                State::Unallocated if depth as usize + 1 < self.layers.len() => continue,
+                State::Unallocated => return Ok(status),
+                State::Zero => {
+                    status.present = true;
+                    self.locate(&mut status, layer, extent.host);
+                }
+                State::Data => {
+                    (status.present, status.data, status.zero) = (true, true, false);
+                    self.locate(&mut status, layer, extent.host);
+                    if let (Want::Precise, Some(host)) = (want, extent.host) {
+                        refine(layer, host, &mut status).await?;
+                    }
+                }
+                State::Compressed { .. } => {
+                    (status.present, status.data, status.zero, status.compressed) = (true, true, false, true);
+                }
+                State::Encrypted => {
+                    (status.present, status.data, status.zero) = (true, true, false);
+                }
+            }
+            return Ok(status);
+        }
+        Ok(Status { len, ..Self::zeroes(range) })
+    }
+
+    /// All of `range`, with neighbours that continue each other joined, handed to `each` in order.
+    pub async fn walk(&self, range: Range, want: Want, mut each: impl FnMut(Status)) -> Result<()> {
+        let mut current: Option<Status> = None;
+        let mut at = range.start;
+        while at < range.end() {
+            let next = self.status(Range::new(at, range.end() - at), want).await?;
+            at += next.len.max(1);
+            match &mut current {
+                Some(status) if status.continues(&next) => status.len += next.len,
+                _ => {
+                    if let Some(status) = current.replace(next) {
+                        each(status);
+                    }
+                }
+            }
+        }
+        if let Some(status) = current {
+            each(status);
+        }
+        Ok(())
+    }
+
+    fn zeroes(range: Range) -> Status {
+        Status {
+            start: range.start,
+            len: range.len,
+            depth: 0,
+            present: false,
+            zero: true,
+            data: false,
+            compressed: false,
+            offset: None,
+            file: None,
+        }
+    }
+
+    fn locate(&self, status: &mut Status, layer: &Arc<dyn Node>, host: Option<Host>) {
+        if let Some(host) = host {
+            status.offset = Some(host.at);
+            status.file = layer.child(host.role).map(|node| node.name());
+        }
+    }
+}
+
+/// Asks the file below whether stored data is a hole there.
+async fn refine(layer: &Arc<dyn Node>, host: Host, status: &mut Status) -> Result<()> {
+    let Some(file) = layer.child(host.role) else { return Ok(()) };
+    let available = file.info().length.saturating_sub(host.at);
+    if available == 0 {
+        (status.zero, status.data) = (true, true);
+        return Ok(());
+    }
+    let below = file.map(Range::new(host.at, status.len.min(available)), Want::Precise).await?;
+    status.len = status.len.min(below.len);
+    if below.state == State::Zero {
+        (status.zero, status.data) = (true, false);
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! Writing: in place where that is allowed, else prepare, fill, commit.
+//!
+//! A request that has to allocate is serialising at the format's cluster size: nobody else looks at, fills or frees the
+//! same clusters meanwhile, and data is never reachable before it is written.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::engine::format::{Allocation, InPlace};
+use crate::engine::image::{DetectZeroes, Image};
+use crate::engine::requests::{RequestKind, Tracked};
+use crate::engine::zero::is_zero;
+use crate::error::{Error, ErrorKind, Result};
+use crate::node::{Node, Range, State, Want, WriteFlags};
+use crate::op::Op;
+
+/// Zeroes are written, where the format has no better way, in pieces of this many bytes.
+const ZERO_PIECE_BYTES: usize = 1 << 20;
+
+/// Head, data and tail of an allocation up to this many bytes go out as one write.
+const MERGE_BYTES: u64 = 1 << 20;
+
+impl Image {
+    /// A write on behalf of a host.
+    pub(crate) fn write_tracked<'a>(&'a self, at: u64, from: &'a [u8], flags: WriteFlags) -> Op<'a, ()> {
+        let range = Range::new(at, from.len() as u64);
+        if let Err(error) = self.check_write(range) {
+            return Op::err(error);
+        }
+        if from.is_empty() {
+            return Op::ok(());
+        }
+        if self.options.detect_zeroes != DetectZeroes::Off && is_zero(from) {
+            let may_unmap = self.options.detect_zeroes == DetectZeroes::Unmap;
+            return self.write_zeroes(range, WriteFlags { may_unmap, ..flags });
+        }
+        let request = self.requests.begin(RequestKind::Write, range);
+        if request.undisturbed() && !flags.serialising && !flags.force_unit_access {
+            // One piece that is allocated already: hand it to the leaf.
+            match self.format.in_place(range) {
+                Op::Ready(Ok(InPlace { len, host: Some(host) })) if len == range.len => {
+                    return match self.storage(host.role).map(|node| node.write(host.at, from, WriteFlags::default())) {
+                        Ok(Op::Ready(result)) => Op::Ready(result.map_err(|error| self.explain(error))),
+                        Ok(Op::Pending(future)) => Op::future(async move {
+                            let result = future.await;
+                            drop(request);
+                            result.map_err(|error| self.explain(error))
+                        }),
+                        Err(error) => Op::err(self.explain(error)),
+                    };
+                }
+                _ => {}
+            }
+        }
+        Op::future(async move {
+            let write = async {
+                if flags.serialising {
+                    request.mark_serialising(self.granularity());
+                }
+                request.wait().await;
+                self.write_mapped(&request, at, from).await?;
+                if flags.force_unit_access { self.format.flush().await } else { Ok(()) }
+            };
+            write.await.map_err(|error| self.explain(error))
+        })
+    }
+
+    /// The unit in which requests exclude each other when they change the mapping.
+    fn granularity(&self) -> u64 {
+        u64::from(self.format.info().cluster_size.unwrap_or(1)).max(self.format.zero_granularity()).max(1)
+    }
+
+    async fn write_mapped(&self, request: &Tracked<'_>, mut at: u64, mut from: &[u8]) -> Result<()> {
+        while !from.is_empty() {
+            let range = Range::new(at, from.len() as u64);
+            let place = self.format.in_place(range).await?;
+            let written = match place.host {
+                Some(host) => {
+                    let part = from.get(..place.len.min(range.len) as usize).unwrap_or(from);
+                    self.storage(host.role)?.write(host.at, part, WriteFlags::default()).await?;
+                    part.len()
+                }
+                None if !request.is_serialising() => {
+                    request.mark_serialising(self.granularity());
+                    request.wait().await;
+                    continue;
+                }
+                None => self.write_allocating(Range::new(at, place.len.min(range.len)), from).await?,
+            };
+            at += written as u64;
+            from = from.get(written..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Allocates for the start of `range`, fills the space and links it. Returns how much of `from` was written.
+    async fn write_allocating(&self, range: Range, from: &[u8]) -> Result<usize> {
+        let allocation = self.format.prepare(range).await?;
+        match self.fill(&allocation, range, from).await {
+            Ok(written) => {
+                self.format.commit(&allocation).await?;
+                Ok(written)
+            }
+            Err(error) => {
+                // The first failure is the one to report; an unlinked allocation is at most a leak.
+                let _ = self.format.abandon(&allocation).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn fill(&self, allocation: &Allocation, range: Range, from: &[u8]) -> Result<usize> {
+        let Range { start: at, .. } = range;
+        let guest = allocation.guest;
+        let written = guest.end().saturating_sub(at).min(range.len).min(from.len() as u64);
+        if guest.start > at || written == 0 {
+            return Err(Error::new(ErrorKind::Corrupt, "an allocation does not cover the request"));
+        }
+        let from = from.get(..written as usize).unwrap_or(from);
+        let storage = self.storage(allocation.host.role)?;
+        let head = at - guest.start;
+        let tail = guest.end() - (at + written);
+        let host = allocation.host.at;
+        let flags = WriteFlags::default();
+        if head == 0 && tail == 0 {
+            storage.write(host, from, flags).await?;
+        } else if guest.len <= MERGE_BYTES {
+            let mut merged = vec![0; guest.len as usize];
+            let (before, rest) = merged.split_at_mut(head as usize);
+            let (data, after) = rest.split_at_mut(written as usize);
+            self.read_old(guest.start, before).await?;
+            data.copy_from_slice(from);
+            self.read_old(at + written, after).await?;
+            storage.write(host, &merged, flags).await?;
+        } else {
+            if head > 0 {
+                let before = self.old_contents(guest.start, head).await?;
+                storage.write(host, &before, flags).await?;
+            }
+            storage.write(host + head, from, flags).await?;
+            if tail > 0 {
+                let after = self.old_contents(at + written, tail).await?;
+                storage.write(host + head + written, &after, flags).await?;
+            }
+        }
+        Ok(written as usize)
+    }
+
+    async fn old_contents(&self, at: u64, len: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len as usize];
+        self.read_old(at, &mut bytes).await?;
+        Ok(bytes)
+    }
+
+    /// What the guest sees now, with zeroes beyond the end of the image.
+    async fn read_old(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        let available = self.format.info().length.saturating_sub(at).min(into.len() as u64) as usize;
+        let (part, rest) = into.split_at_mut(available);
+        rest.fill(0);
+        if part.is_empty() { Ok(()) } else { self.read_mapped(at, part).await }
+    }
+
+    /// A zero write on behalf of a host.
+    pub(crate) async fn write_zeroes_tracked(&self, range: Range, mut flags: WriteFlags) -> Result<()> {
+        self.check_write(range)?;
+        if range.len == 0 {
+            return Ok(());
+        }
+        flags.may_unmap &= self.options.discard || self.options.detect_zeroes == DetectZeroes::Unmap;
+        let request = self.requests.begin(RequestKind::Write, range);
+        request.mark_serialising(self.granularity());
+        request.wait().await;
+        let (head, middle, tail) = self.split_aligned(range);
+        self.zero_partial(&request, head).await?;
+        if middle.len > 0 {
+            match self.format.zero(middle, flags).await {
+                Err(error) if error.kind() == ErrorKind::Unsupported && !flags.no_fallback => {
+                    self.zero_by_writing(&request, middle).await?;
+                }
+                other => other?,
+            }
+        }
+        self.zero_partial(&request, tail).await?;
+        if flags.force_unit_access { self.format.flush().await } else { Ok(()) }
+    }
+
+    /// A discard on behalf of a host: advisory, whole granules only.
+    pub(crate) async fn discard_tracked(&self, range: Range) -> Result<()> {
+        self.check_write(range)?;
+        if !self.options.discard {
+            return Ok(());
+        }
+        let (_, middle, _) = self.split_aligned(range);
+        if middle.len == 0 {
+            return Ok(());
+        }
+        let request = self.requests.begin(RequestKind::Discard, middle);
+        request.mark_serialising(self.granularity());
+        request.wait().await;
+        match self.format.discard(middle).await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Splits into an unaligned head, whole granules, and an unaligned tail. The end of the image counts as aligned.
+    fn split_aligned(&self, range: Range) -> (Range, Range, Range) {
+        let granule = self.format.zero_granularity().max(1);
+        let end_of_image = self.format.info().length;
+        let start = range.start.next_multiple_of(granule).min(range.end());
+        let end = if range.end() == end_of_image { end_of_image } else { range.end() & !(granule - 1) };
+        if end <= start {
+            return (range, Range::new(range.end(), 0), Range::new(range.end(), 0));
+        }
+        (
+            Range::new(range.start, start - range.start),
+            Range::new(start, end - start),
+            Range::new(end, range.end() - end),
+        )
+    }
+
+    /// Zeroes part of a granule, unless it reads as zeroes anyway.
+    async fn zero_partial(&self, request: &Tracked<'_>, range: Range) -> Result<()> {
+        if range.len == 0 || self.reads_as_zero(range).await? {
+            return Ok(());
+        }
+        self.zero_by_writing(request, range).await
+    }
+
+    async fn reads_as_zero(&self, range: Range) -> Result<bool> {
+        let extent = self.format.map(range, Want::Allocation).await?;
+        Ok(extent.len >= range.len
+            && match extent.state {
+                State::Zero => true,
+                State::Unallocated => self.backing.as_ref().is_none_or(|node| node.info().length <= range.start),
+                _ => false,
+            })
+    }
+
+    async fn zero_by_writing(&self, request: &Tracked<'_>, range: Range) -> Result<()> {
+        let zeroes = vec![0; range.len.min(ZERO_PIECE_BYTES as u64) as usize];
+        let mut at = range.start;
+        while at < range.end() {
+            let len = (range.end() - at).min(zeroes.len() as u64) as usize;
+            self.write_mapped(request, at, zeroes.get(..len).unwrap_or(&zeroes)).await?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! raw: the disk as it is, or a window of a file.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+
+use crate::describe::Details;
+use crate::drivers::{CreateContext, CreateOption, Driver, Evidence, OpenContext, OpenedFormat, Probe};
+use crate::engine::{Format, InPlace};
+use crate::error::{Error, ErrorKind, Result};
+use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, State, Want, WriteFlags};
+use crate::op::{BoxFuture, Op};
+
+/// The driver. It takes any file, so it must be probed last.
+pub static DRIVER: Driver = Driver {
+    name: "raw",
+    probe,
+    open,
+    create: Some(create),
+    create_options: &[CreateOption {
+        name: "preallocation",
+        kind: "str",
+        help: "Preallocation mode (allowed values: off, falloc, full)",
+    }],
+};
+
+fn probe(_: &Probe<'_>) -> Option<Evidence> {
+    Some(Evidence { score: 1, text: "every file is a raw image".into() })
+}
+
+fn open(context: OpenContext<'_>) -> BoxFuture<'_, Result<OpenedFormat>> {
+    Box::pin(async move {
+        let window = Window::from_options(&context.options.driver_options, context.file.info().length)?;
+        Ok(OpenedFormat { format: Box::new(Raw { file: context.file, window }), backing: None })
+    })
+}
+
+fn create(context: CreateContext<'_>) -> BoxFuture<'_, Result<()>> {
+    Box::pin(async move {
+        let preallocation = match context.options.get("preallocation").map(String::as_str) {
+            None | Some("off") => Preallocation::Off,
+            Some("falloc") => Preallocation::Falloc,
+            Some("full") => Preallocation::Full,
+            Some(other) => return Err(Error::invalid(alloc::format!("Invalid parameter '{other}'"))),
+        };
+        context.file.resize(context.size, preallocation).await?;
+        context.file.flush().await
+    })
+}
+
+/// Part of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Window {
+    offset: u64,
+    /// `None`: to the end of the file.
+    size: Option<u64>,
+}
+
+impl Window {
+    fn from_options(options: &BTreeMap<String, String>, length: u64) -> Result<Self> {
+        let number = |name: &str| -> Result<Option<u64>> {
+            options
+                .get(name)
+                .map(|text| {
+                    crate::wire::parse_size(text).ok_or_else(|| {
+                        Error::invalid(alloc::format!("Parameter '{name}' expects a size, not '{text}'"))
+                    })
+                })
+                .transpose()
+        };
+        let offset = number("offset")?.unwrap_or(0);
+        let size = number("size")?;
+        if offset > length {
+            return Err(Error::invalid(alloc::format!(
+                "The offset ({offset}) cannot be greater than the size of the containing file ({length})."
+            )));
+        }
+        if let Some(size) = size {
+            if size > length - offset {
+                return Err(Error::invalid(alloc::format!(
+                    "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the actual size of the \
+                     containing file ({length})."
+                )));
+            }
+            if !size.is_multiple_of(512) {
+                return Err(Error::invalid("Specified size is not multiple of 512"));
+            }
+        }
+        Ok(Window { offset, size })
+    }
+}
+
+struct Raw {
+    file: Arc<dyn Node>,
+    window: Window,
+}
+
+impl Raw {
+    fn length(&self) -> u64 {
+        self.window.size.unwrap_or_else(|| self.file.info().length.saturating_sub(self.window.offset))
+    }
+
+    fn shift(&self, range: Range) -> Range {
+        Range::new(range.start + self.window.offset, range.len)
+    }
+
+    fn host(&self, range: Range) -> Host {
+        Host { role: Role::File, at: range.start + self.window.offset }
+    }
+}
+
+impl Format for Raw {
+    fn name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn info(&self) -> NodeInfo {
+        NodeInfo { length: self.length(), ..self.file.info() }
+    }
+
+    fn child(&self, role: Role) -> Option<&Arc<dyn Node>> {
+        (role == Role::File).then_some(&self.file)
+    }
+
+    fn map<'a>(&'a self, range: Range, _want: Want) -> Op<'a, Extent> {
+        Op::ok(Extent { len: range.len, state: State::Data, host: Some(self.host(range)) })
+    }
+
+    fn in_place<'a>(&'a self, range: Range) -> Op<'a, InPlace> {
+        Op::ok(InPlace { len: range.len, host: Some(self.host(range)) })
+    }
+
+    fn zero<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()> {
+        self.file.write_zeroes(self.shift(range), flags)
+    }
+
+    fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
+        self.file.discard(self.shift(range))
+    }
+
+    fn flush<'a>(&'a self) -> Op<'a, ()> {
+        self.file.flush()
+    }
+
+    fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
+        if self.window.size.is_some() {
+            return Op::err(Error::unsupported("Cannot resize fixed-size raw disks"));
+        }
+        match length.checked_add(self.window.offset) {
+            Some(length) => self.file.resize(length, preallocation),
+            None => Op::err(Error::new(ErrorKind::TooLarge, "Disk size too large for the chosen offset")),
+        }
+    }
+
+    fn describe(&self) -> Result<Details> {
+        Ok(Details { virtual_size: self.length(), ..Details::default() })
+    }
+}

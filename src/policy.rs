@@ -1,0 +1,161 @@
+//! What an image may make us open, and how much it may cost: [`Gate`], [`Policy`] and [`Budgets`].
+
+use alloc::string::String;
+use alloc::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::node::{Node, Role};
+use crate::op::Op;
+
+/// A file that an image names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// The name as the image spells it, or as the caller overrides it.
+    pub name: String,
+    /// The format the image says the file has.
+    pub format: Option<String>,
+    /// What the file is for.
+    pub role: Role,
+    /// Name of the image that names it.
+    pub from: String,
+    /// Whether the file has to be writable.
+    pub writable: bool,
+}
+
+/// Opens files by name for a host: a file system, a browser page, a test.
+pub trait Opener: Send + Sync {
+    /// Opens the file. A relative name is relative to `reference.from`.
+    fn open<'a>(&'a self, reference: &'a Reference) -> Op<'a, Arc<dyn Node>>;
+}
+
+/// Which references may be followed.
+#[derive(Clone, Default)]
+pub enum Policy {
+    /// None.
+    #[default]
+    Deny,
+    /// Plain file names beside the image that names them.
+    SameDirectory,
+    /// All.
+    Allow,
+    /// Those for which the function returns `true`.
+    Ask(Arc<dyn Fn(&Reference) -> bool + Send + Sync>),
+}
+
+impl core::fmt::Debug for Policy {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Policy::Deny => "Deny",
+            Policy::SameDirectory => "SameDirectory",
+            Policy::Allow => "Allow",
+            Policy::Ask(_) => "Ask",
+        })
+    }
+}
+
+impl Policy {
+    /// Whether `reference` may be opened.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Denied`], naming the reference and the policy.
+    pub fn check(&self, reference: &Reference) -> Result<()> {
+        let allowed = match self {
+            Policy::Deny => false,
+            Policy::SameDirectory => is_plain_name(&reference.name),
+            Policy::Allow => true,
+            Policy::Ask(ask) => ask(reference),
+        };
+        if allowed {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Denied,
+            alloc::format!(
+                "the image names '{}' as its {}, which the policy ({self:?}) does not allow to be opened",
+                reference.name,
+                reference.role.name()
+            ),
+        )
+        .at_path(&reference.from))
+    }
+}
+
+/// A name without a directory, a drive, a protocol or a `json:` description.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
+}
+
+/// The one gate that every opener passes.
+#[derive(Clone)]
+pub struct Gate {
+    policy: Policy,
+    opener: Option<Arc<dyn Opener>>,
+}
+
+impl Gate {
+    /// Opens nothing.
+    pub fn closed() -> Self {
+        Gate { policy: Policy::Deny, opener: None }
+    }
+
+    /// Opens through `opener` what `policy` allows.
+    pub fn new(policy: Policy, opener: Arc<dyn Opener>) -> Self {
+        Gate { policy, opener: Some(opener) }
+    }
+
+    /// Opens a referenced file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Denied`] if the policy refuses, [`ErrorKind::Unsupported`] without an opener, else the opener's.
+    pub async fn open(&self, reference: &Reference) -> Result<Arc<dyn Node>> {
+        self.policy.check(reference)?;
+        match &self.opener {
+            Some(opener) => opener.open(reference).await,
+            None => Err(Error::unsupported(alloc::format!(
+                "the image needs '{}' as its {}, and there is nothing to open it with",
+                reference.name,
+                reference.role.name()
+            ))
+            .at_path(&reference.from)),
+        }
+    }
+}
+
+impl core::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Gate").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+/// How much an image may cost. Exceeding one is [`ErrorKind::OverBudget`], before anything is allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// Bytes of metadata kept in memory per image.
+    pub metadata_bytes: usize,
+    /// Images in a backing chain.
+    pub chain_depth: u32,
+    /// Bytes that one compressed cluster may expand to.
+    pub expanded_bytes: usize,
+    /// Bytes of working memory that a consistency check may take.
+    pub check_bytes: u64,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Budgets { metadata_bytes: 32 << 20, chain_depth: 200, expanded_bytes: 2 << 20, check_bytes: 1 << 30 }
+    }
+}
+
+impl Budgets {
+    /// Fails if `depth` images are too many.
+    pub(crate) fn check_depth(&self, depth: u32, name: &str) -> Result<()> {
+        if depth <= self.chain_depth {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::OverBudget,
+            alloc::format!("the backing chain is longer than {} images", self.chain_depth),
+        )
+        .at_path(name))
+    }
+}

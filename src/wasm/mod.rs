@@ -1,0 +1,2 @@
+//! The JavaScript binding.
+#![allow(unsafe_code)]
