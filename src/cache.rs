@@ -1,1 +1,273 @@
-//! The metadata cache.
+//! The metadata cache: tables of an image in memory, written back in the order that keeps the image whole.
+//!
+//! Every table has a [`Level`]. A write-back takes one snapshot of everything that has changed and writes it level by
+//! level with a flush of the file between two levels, so that nothing reaches the disk before what it relies on: a
+//! refcount before the entry that uses the cluster, a table before the pointer to it. Guest data counts as the level
+//! before the first: it was written before the entry changed, and the first flush covers it.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::node::{Node, Range, ReadFlags, WriteFlags};
+use crate::sync::Mutex;
+
+/// Position in the order of write-back: lower levels reach the disk first.
+pub type Level = u8;
+
+/// Changed bytes are written in whole units of this size, the smallest that a disk writes at once.
+const WRITE_UNIT: usize = 512;
+
+struct Table {
+    bytes: Box<[u8]>,
+    level: Level,
+    /// Range of changed bytes.
+    dirty: Option<(usize, usize)>,
+    recently_used: bool,
+}
+
+#[derive(Default)]
+struct State {
+    tables: BTreeMap<u64, Table>,
+    /// Tables in the order in which they are considered for eviction.
+    clock: VecDeque<u64>,
+    bytes: usize,
+    dirty_bytes: usize,
+    /// Counts removals, so that a table read from disk meanwhile is known to be out of date.
+    removals: u64,
+}
+
+/// Tables of one image, by their byte offset in its file. Clean tables beyond the budget are dropped.
+pub struct Cache {
+    state: Mutex<State>,
+    budget: usize,
+}
+
+impl core::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("Cache").field("tables", &state.tables.len()).field("bytes", &state.bytes).finish()
+    }
+}
+
+impl Cache {
+    /// An empty cache that keeps about `budget` bytes.
+    pub fn new(budget: usize) -> Self {
+        Cache { state: Mutex::new(State::default()), budget }
+    }
+
+    /// Looks at a table that is in memory.
+    pub fn peek<R>(&self, at: u64, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        let mut state = self.state.lock();
+        let table = state.tables.get_mut(&at)?;
+        table.recently_used = true;
+        Some(look(&table.bytes))
+    }
+
+    /// Makes sure that the `len` bytes at `at` are in memory.
+    ///
+    /// # Errors
+    /// The file is too short, or cannot be read.
+    pub async fn load(&self, file: &dyn Node, at: u64, len: usize, level: Level) -> Result<()> {
+        loop {
+            let removals = {
+                let state = self.state.lock();
+                if state.tables.contains_key(&at) {
+                    return Ok(());
+                }
+                state.removals
+            };
+            let length = file.info().length;
+            if at.checked_add(len as u64).is_none_or(|end| end > length) {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    alloc::format!("a table of {len} bytes lies beyond the end of the file, which has {length} bytes"),
+                )
+                .at_offset(at));
+            }
+            let mut bytes = vec![0; len].into_boxed_slice();
+            file.read(at, &mut bytes, ReadFlags::default()).await?;
+            let mut state = self.state.lock();
+            if state.tables.contains_key(&at) {
+                return Ok(());
+            }
+            if state.removals == removals {
+                state.insert(at, Table { bytes, level, dirty: None, recently_used: true });
+                state.evict(self.budget, at);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Adds a table that does not exist on disk yet. All of it will be written.
+    pub fn insert(&self, at: u64, bytes: Box<[u8]>, level: Level) {
+        let mut state = self.state.lock();
+        state.remove(at);
+        let len = bytes.len();
+        state.dirty_bytes += len;
+        state.insert(at, Table { bytes, level, dirty: Some((0, len)), recently_used: true });
+        state.evict(self.budget, at);
+    }
+
+    /// Changes bytes `start..start + len` of a table that is in memory. `None` if it is not.
+    pub fn modify<R>(&self, at: u64, start: usize, len: usize, edit: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let table = state.tables.get_mut(&at)?;
+        let part = table.bytes.get_mut(start..start + len)?;
+        let result = edit(part);
+        table.recently_used = true;
+        let first = start / WRITE_UNIT * WRITE_UNIT;
+        let last = (start + len).next_multiple_of(WRITE_UNIT).min(table.bytes.len());
+        match &mut table.dirty {
+            Some((from, to)) => {
+                *from = (*from).min(first);
+                *to = (*to).max(last);
+            }
+            None => {
+                table.dirty = Some((first, last));
+                state.dirty_bytes += table.bytes.len();
+            }
+        }
+        Some(result)
+    }
+
+    /// Drops a table, changed or not: its place on disk is not a table any more.
+    pub fn forget(&self, at: u64) {
+        self.state.lock().remove(at);
+    }
+
+    /// Whether so much has changed that it should be written back before more does.
+    pub fn is_full(&self) -> bool {
+        self.state.lock().dirty_bytes > self.budget / 2
+    }
+
+    /// Whether anything has changed since it was last written.
+    pub fn is_dirty(&self) -> bool {
+        self.state.lock().dirty_bytes > 0
+    }
+
+    /// Whether a table that is in memory shares a byte with `range`.
+    pub fn overlaps(&self, range: Range) -> bool {
+        let state = self.state.lock();
+        let before = state.tables.range(..range.end()).next_back();
+        before.is_some_and(|(at, table)| Range::new(*at, table.bytes.len() as u64).overlaps(range))
+    }
+
+    /// Writes back everything that has changed, in order, and flushes the file. Nothing may be changed meanwhile that
+    /// relies on a table of a lower level: the caller holds off whoever allocates.
+    ///
+    /// `data` is the file with guest data, if that is another one. Levels below `from` are left for another time.
+    ///
+    /// # Errors
+    /// What was not written stays changed and is tried again next time.
+    pub async fn write_back(&self, file: &dyn Node, data: Option<&dyn Node>, from: Level) -> Result<()> {
+        let mut snapshot = self.state.lock().take_dirty(from);
+        snapshot.sort_by_key(|piece| (piece.level, piece.at));
+        if let Err(error) = self.write_pieces(file, data, &snapshot).await {
+            let mut state = self.state.lock();
+            for piece in &snapshot {
+                state.mark(piece.table, piece.start, piece.bytes.len());
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    async fn write_pieces(&self, file: &dyn Node, data: Option<&dyn Node>, pieces: &[Piece]) -> Result<()> {
+        if let Some(data) = data {
+            data.flush().await?;
+        }
+        let mut level = None;
+        for piece in pieces {
+            // The first level relies on nothing; every other on guest data or on the level before.
+            if level != Some(piece.level) && piece.level > 0 {
+                file.flush().await?;
+            }
+            level = Some(piece.level);
+            file.write(piece.at, &piece.bytes, WriteFlags::default()).await?;
+        }
+        file.flush().await
+    }
+}
+
+struct Piece {
+    table: u64,
+    start: usize,
+    at: u64,
+    level: Level,
+    bytes: Box<[u8]>,
+}
+
+impl State {
+    fn insert(&mut self, at: u64, table: Table) {
+        self.bytes += table.bytes.len();
+        self.clock.push_back(at);
+        self.tables.insert(at, table);
+    }
+
+    fn remove(&mut self, at: u64) {
+        if let Some(table) = self.tables.remove(&at) {
+            self.bytes -= table.bytes.len();
+            if table.dirty.is_some() {
+                self.dirty_bytes -= table.bytes.len();
+            }
+            self.removals += 1;
+            if let Some(position) = self.clock.iter().position(|other| *other == at) {
+                self.clock.remove(position);
+            }
+        }
+    }
+
+    /// Drops clean tables that were not used lately until the budget is met; never the one at `keep`.
+    fn evict(&mut self, budget: usize, keep: u64) {
+        let mut looks = self.clock.len() * 2;
+        while self.bytes > budget && looks > 0 {
+            looks -= 1;
+            let Some(at) = self.clock.pop_front() else { return };
+            match self.tables.get_mut(&at) {
+                Some(table) if at == keep || table.dirty.is_some() || table.recently_used => {
+                    table.recently_used = false;
+                    self.clock.push_back(at);
+                }
+                Some(table) => {
+                    self.bytes -= table.bytes.len();
+                    self.tables.remove(&at);
+                    self.removals += 1;
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn take_dirty(&mut self, from: Level) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        for (at, table) in &mut self.tables {
+            if table.level < from {
+                continue;
+            }
+            let Some((start, end)) = table.dirty.take() else { continue };
+            self.dirty_bytes -= table.bytes.len();
+            let bytes = table.bytes.get(start..end).unwrap_or_default();
+            pieces.push(Piece { table: *at, start, at: at + start as u64, level: table.level, bytes: bytes.into() });
+        }
+        pieces
+    }
+
+    fn mark(&mut self, at: u64, start: usize, len: usize) {
+        if let Some(table) = self.tables.get_mut(&at) {
+            match &mut table.dirty {
+                Some((from, to)) => {
+                    *from = (*from).min(start);
+                    *to = (*to).max(start + len);
+                }
+                None => {
+                    table.dirty = Some((start, start + len));
+                    self.dirty_bytes += table.bytes.len();
+                }
+            }
+        }
+    }
+}

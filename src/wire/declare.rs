@@ -59,10 +59,12 @@ macro_rules! on_disk {
     ) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(unreachable_pub)]
         $vis struct $name {
-            $( #[doc = $doc] pub $field: $crate::wire::declare::on_disk!(@type $type), )*
+            $( #[doc = $doc] pub $field: $crate::wire::on_disk!(@type $type), )*
         }
 
+        #[allow(unreachable_pub, dead_code)]
         impl $name {
             /// Size in bytes.
             pub const SIZE: usize = $size;
@@ -72,8 +74,8 @@ macro_rules! on_disk {
                 $( $crate::wire::Field {
                     name: stringify!($field),
                     offset: $offset,
-                    len: core::mem::size_of::<$crate::wire::declare::on_disk!(@type $type)>(),
-                    kind: $crate::wire::declare::on_disk!(@kind $type),
+                    len: core::mem::size_of::<$crate::wire::on_disk!(@type $type)>(),
+                    kind: $crate::wire::on_disk!(@kind $type),
                     doc: $doc,
                 }, )*
             ];
@@ -90,18 +92,16 @@ macro_rules! on_disk {
             };
 
             /// Reads the structure from the start of `bytes`; `None` if they are too few.
-            #[allow(dead_code)]
             pub fn parse(bytes: &[u8]) -> Option<Self> {
                 let () = Self::LAYOUT;
                 let bytes: &[u8; $size] = bytes.get(..$size)?.try_into().ok()?;
-                Some($name { $( $field: $crate::wire::declare::on_disk!(@get $type, bytes, $offset), )* })
+                Some($name { $( $field: $crate::wire::on_disk!(@get $type, bytes, $offset), )* })
             }
 
             /// Writes the structure.
-            #[allow(dead_code)]
             pub fn emit(&self) -> [u8; $size] {
                 let mut bytes = [0; $size];
-                $( $crate::wire::declare::on_disk!(@put $type, bytes, $offset, self.$field); )*
+                $( $crate::wire::on_disk!(@put $type, bytes, $offset, self.$field); )*
                 bytes
             }
         }

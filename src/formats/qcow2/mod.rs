@@ -1,13 +1,52 @@
 //! qcow2, versions 2 and 3 (QEMU's docs/interop/qcow2).
+//!
+//! Bytes: [`header`], [`extension`], [`table`], `snapshot`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
+//! `change` (everything that alters the mapping), `check`, `create`, `describe`, `resize`.
 
-use alloc::boxed::Box;
+mod change;
+mod check;
+mod create;
+mod describe;
+pub mod extension;
+pub mod header;
+mod map;
+mod open;
+mod refcount;
+mod resize;
+mod snapshot;
+pub mod table;
 
-use crate::drivers::{Driver, Evidence, OpenContext, OpenedFormat, Probe};
-use crate::error::{Error, Result};
-use crate::op::BoxFuture;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use crate::cache::{Cache, Level};
+use crate::describe::{Bitmap, Details};
+use crate::drivers::{Driver, Evidence, Probe};
+use crate::engine::{Allocation, CheckReport, Format, InPlace};
+use crate::error::Result;
+use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
+use crate::op::Op;
+use crate::sync::{Lock, Mutex};
+
+use extension::Extensions;
+use header::Header;
+use refcount::Refcounts;
+use snapshot::StoredSnapshot;
 
 /// The driver.
-pub static DRIVER: Driver = Driver { name: "qcow2", probe, open, create: None, create_options: &[] };
+pub static DRIVER: Driver =
+    Driver { name: "qcow2", probe, open: open::open, create: Some(create::create), create_options: create::OPTIONS };
+
+/// The order in which tables reach the disk.
+const REFCOUNT_BLOCK: Level = 0;
+const REFCOUNT_TABLE: Level = 1;
+const L2_TABLE: Level = 2;
+const L1_TABLE: Level = 3;
+
+/// The L1 and the refcount table are kept in memory in pieces of at most this many bytes.
+const PIECE_BYTES: u64 = 64 << 10;
 
 fn probe(probe: &Probe<'_>) -> Option<Evidence> {
     let version = probe.head.get(4..8)?;
@@ -17,6 +56,146 @@ fn probe(probe: &Probe<'_>) -> Option<Evidence> {
     })
 }
 
-fn open(_context: OpenContext<'_>) -> BoxFuture<'_, Result<OpenedFormat>> {
-    Box::pin(async move { Err(Error::unsupported("not yet")) })
+/// Place and size of the active L1 table, and the size of the disk.
+#[derive(Clone, Copy, Debug)]
+struct Geometry {
+    l1_offset: u64,
+    l1_entries: u64,
+    size: u64,
+}
+
+/// An open qcow2 image.
+struct Qcow2 {
+    file: Arc<dyn Node>,
+    data: Option<Arc<dyn Node>>,
+    header: Header,
+    extensions: Extensions,
+    backing_name: Option<String>,
+    snapshots: Vec<StoredSnapshot>,
+    snapshot_table_bytes: u64,
+    bitmaps: Vec<Bitmap>,
+    geometry: Mutex<Geometry>,
+    cache: Cache,
+    refcounts: Lock<Refcounts>,
+    /// Whether the header says what it must while the image is being changed.
+    changing: AtomicBool,
+    expanded_bytes: usize,
+    check_bytes: u64,
+    /// Recently expanded compressed cluster: host offset and contents.
+    expanded: Mutex<Option<(u64, Arc<[u8]>)>>,
+}
+
+impl Qcow2 {
+    fn geometry(&self) -> Geometry {
+        *self.geometry.lock()
+    }
+
+    /// The node with guest data.
+    fn storage(&self) -> &dyn Node {
+        self.data.as_deref().unwrap_or(&*self.file)
+    }
+
+    fn role(&self) -> Role {
+        if self.header.has_data_file() { Role::DataFile } else { Role::File }
+    }
+
+    fn is_lazy(&self) -> bool {
+        self.header.raw.compatible_features & header::COMPATIBLE_LAZY_REFCOUNTS != 0
+    }
+
+    fn has_backing(&self) -> bool {
+        self.backing_name.is_some()
+    }
+}
+
+impl Format for Qcow2 {
+    fn name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn info(&self) -> NodeInfo {
+        NodeInfo {
+            length: self.geometry().size,
+            cluster_size: Some(self.header.cluster.size() as u32),
+            read_only: self.file.info().read_only,
+            fast_zeroes: self.header.raw.version >= 3 || !self.has_backing(),
+            zero_init: !self.has_backing(),
+            ..NodeInfo::plain(0)
+        }
+    }
+
+    fn child(&self, role: Role) -> Option<&Arc<dyn Node>> {
+        match role {
+            Role::File => Some(&self.file),
+            Role::DataFile => self.data.as_ref(),
+            Role::Backing => None,
+        }
+    }
+
+    fn map<'a>(&'a self, range: Range, _want: Want) -> Op<'a, Extent> {
+        match self.map_cached(range) {
+            Some(result) => Op::Ready(result),
+            None => Op::future(self.map_loading(range)),
+        }
+    }
+
+    fn expand<'a>(&'a self, host: Host, stored: u32, skip: usize, into: &'a mut [u8]) -> Op<'a, ()> {
+        Op::future(self.expand_cluster(host.at, stored, skip, into))
+    }
+
+    fn in_place<'a>(&'a self, range: Range) -> Op<'a, InPlace> {
+        if self.changing.load(Ordering::Acquire) {
+            if let Some(result) = self.in_place_cached(range) {
+                return Op::Ready(result);
+            }
+        }
+        Op::future(async move {
+            self.begin_changing().await?;
+            self.in_place_loading(range).await
+        })
+    }
+
+    fn prepare<'a>(&'a self, range: Range) -> Op<'a, Allocation> {
+        Op::future(self.prepare_write(range))
+    }
+
+    fn commit<'a>(&'a self, allocation: &'a Allocation) -> Op<'a, ()> {
+        Op::future(self.commit_write(allocation))
+    }
+
+    fn abandon<'a>(&'a self, allocation: &'a Allocation) -> Op<'a, ()> {
+        Op::future(self.abandon_write(allocation))
+    }
+
+    fn zero_granularity(&self) -> u64 {
+        self.header.cluster.size() / if self.header.is_extended() { table::SUBCLUSTERS } else { 1 }
+    }
+
+    fn zero<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()> {
+        Op::future(self.zero_range(range, flags))
+    }
+
+    fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
+        Op::future(self.discard_range(range))
+    }
+
+    fn flush<'a>(&'a self) -> Op<'a, ()> {
+        Op::future(self.flush_all())
+    }
+
+    fn close<'a>(&'a self) -> Op<'a, ()> {
+        Op::future(self.end_changing())
+    }
+
+    fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
+        Op::future(self.resize_disk(length, preallocation))
+    }
+
+    fn describe(&self) -> Result<Details> {
+        Ok(self.details())
+    }
+
+    fn check<'a>(&'a self) -> Op<'a, CheckReport> {
+        Op::future(self.check_all())
+    }
 }

@@ -1,0 +1,466 @@
+//! The consistency check: count every reference, compare with the refcounts, look at every entry.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::engine::{CheckReport, FindingKind, RepairAdvice};
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::qcow2::extension::directory_entry;
+use crate::formats::qcow2::header::AUTOCLEAR_BITMAPS;
+use crate::formats::qcow2::table::{COMPRESSED, COPIED, L2Entry, OFFSET_MASK, ZERO, compressed, refcount, word};
+use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
+use crate::node::{Node, Range, ReadFlags};
+
+/// Counters of a page of the reference table.
+const PAGE: u64 = 8192;
+
+impl Qcow2 {
+    pub(super) async fn check_all(&self) -> Result<CheckReport> {
+        if self.cache.is_dirty() {
+            self.flush_all().await?;
+        }
+        let mut check = Check::new(self)?;
+        check.count_fixed_places();
+        check.count_chain_of_tables().await?;
+        check.count_bitmaps().await?;
+        check.count_refcount_structure().await?;
+        check.compare().await?;
+        check.check_copied_flags().await?;
+        Ok(check.report)
+    }
+}
+
+/// How often every cluster of the file is referred to.
+struct References {
+    pages: Vec<Option<Box<[u32]>>>,
+    clusters: u64,
+    budget: u64,
+}
+
+impl References {
+    fn new(clusters: u64, budget: u64) -> Result<Self> {
+        let pages = clusters.div_ceil(PAGE);
+        let budget = budget.checked_sub(pages.saturating_mul(16)).ok_or_else(|| over_budget(clusters))?;
+        let pages = usize::try_from(pages).map_err(|_| over_budget(clusters))?;
+        Ok(References { pages: vec![None; pages], clusters, budget })
+    }
+
+    fn get(&self, cluster: u64) -> u64 {
+        let page = self.pages.get((cluster / PAGE) as usize).and_then(Option::as_ref);
+        page.and_then(|page| page.get((cluster % PAGE) as usize)).copied().unwrap_or(0).into()
+    }
+
+    fn add(&mut self, cluster: u64, times: u32) -> Result<()> {
+        let clusters = self.clusters;
+        let Some(page) = self.pages.get_mut((cluster / PAGE) as usize) else { return Ok(()) };
+        if page.is_none() {
+            self.budget = self.budget.checked_sub(PAGE * 4).ok_or_else(|| over_budget(clusters))?;
+        }
+        let page = page.get_or_insert_with(|| vec![0; PAGE as usize].into_boxed_slice());
+        if let Some(count) = page.get_mut((cluster % PAGE) as usize) {
+            *count = count.saturating_add(times);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing refers to any cluster of the page that holds `cluster`.
+    fn is_page_empty(&self, cluster: u64) -> bool {
+        self.pages.get((cluster / PAGE) as usize).is_none_or(Option::is_none)
+    }
+}
+
+fn over_budget(clusters: u64) -> Error {
+    Error::new(
+        ErrorKind::OverBudget,
+        alloc::format!("counting references to {clusters} clusters exceeds the memory budget"),
+    )
+}
+
+/// An L2 table: how many L1 entries of the active table, and of snapshots, refer to it.
+#[derive(Clone, Copy, Default)]
+struct TableUse {
+    active: u32,
+    snapshots: u32,
+}
+
+struct Check<'a> {
+    image: &'a Qcow2,
+    report: CheckReport,
+    references: References,
+    file_length: u64,
+}
+
+impl<'a> Check<'a> {
+    fn new(image: &'a Qcow2) -> Result<Self> {
+        let cluster = image.header.cluster;
+        let file_length = image.file.info().length;
+        let report = CheckReport { total_clusters: cluster.count(image.geometry().size), ..CheckReport::default() };
+        let references = References::new(cluster.count(file_length), image.check_bytes)?;
+        Ok(Check { image, report, references, file_length })
+    }
+
+    fn corruption(&mut self, text: alloc::string::String) {
+        self.report.add(FindingKind::Corruption, text);
+    }
+
+    /// Counts references to all clusters that `range` of the file touches.
+    fn count(&mut self, range: Range, times: u32) -> Result<()> {
+        let cluster = self.image.header.cluster;
+        if range.len == 0 {
+            return Ok(());
+        }
+        if range.end() > self.file_length.next_multiple_of(cluster.size()) {
+            self.corruption(alloc::format!(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset {:#x} size {:#x}",
+                range.start, range.len
+            ));
+            return Ok(());
+        }
+        let first = range.start >> cluster.bits();
+        let last = (range.end() - 1) >> cluster.bits();
+        for index in first..=last {
+            self.references.add(index, times)?;
+        }
+        Ok(())
+    }
+
+    fn count_fixed_places(&mut self) {
+        let image = self.image;
+        let geometry = image.geometry();
+        let mut places = vec![
+            Range::new(0, image.header.cluster.size()),
+            Range::new(geometry.l1_offset, geometry.l1_entries * 8),
+            Range::new(image.header.raw.snapshots_offset, image.snapshot_table_bytes),
+        ];
+        places.extend(image.snapshots.iter().map(|snapshot| Range::new(snapshot.l1_offset, snapshot.l1_entries * 8)));
+        places.extend(image.extensions.encryption.map(|(at, len)| Range::new(at, len)));
+        for place in places {
+            if let Err(error) = self.count(place, 1) {
+                self.report.add(FindingKind::CheckError, alloc::format!("{error}"));
+            }
+        }
+    }
+
+    /// Reads a table of `entries` words piece by piece.
+    async fn words(&mut self, at: u64, entries: u64, what: &str) -> Result<Vec<u64>> {
+        let bytes = entries * 8;
+        if at.checked_add(bytes).is_none_or(|end| end > self.file_length) {
+            self.report.add(
+                FindingKind::CheckError,
+                alloc::format!("ERROR: {what} at {at:#x} reaches beyond the end of the file ({:#x})", self.file_length),
+            );
+            return Ok(Vec::new());
+        }
+        let mut words = Vec::with_capacity(entries as usize);
+        let mut done = 0;
+        let mut piece = vec![0; bytes.min(PIECE_BYTES) as usize];
+        while done < bytes {
+            let len = (bytes - done).min(PIECE_BYTES) as usize;
+            let part = piece.get_mut(..len).unwrap_or_default();
+            self.image.file.read(at + done, part, ReadFlags::default()).await?;
+            words.extend((0..len / 8).filter_map(|index| word(part, index)));
+            done += len as u64;
+        }
+        Ok(words)
+    }
+
+    async fn count_chain_of_tables(&mut self) -> Result<()> {
+        let image = self.image;
+        let geometry = image.geometry();
+        let mut tables: BTreeMap<u64, TableUse> = BTreeMap::new();
+        let active = self.words(geometry.l1_offset, geometry.l1_entries, "the L1 table").await?;
+        for (index, entry) in (0u64..).zip(&active) {
+            if let Some(at) = self.l2_table(*entry, index, "L1")? {
+                tables.entry(at).or_default().active += 1;
+            }
+        }
+        for snapshot in &image.snapshots {
+            if !image.header.cluster.is_aligned(snapshot.l1_offset) {
+                self.corruption(alloc::format!(
+                    "ERROR snapshot {} l1_offset={:#x}: L1 table is not cluster aligned",
+                    snapshot.about.id,
+                    snapshot.l1_offset
+                ));
+                continue;
+            }
+            for (index, entry) in
+                (0u64..).zip(self.words(snapshot.l1_offset, snapshot.l1_entries, "a snapshot's L1 table").await?)
+            {
+                if let Some(at) = self.l2_table(entry, index, "snapshot L1")? {
+                    tables.entry(at).or_default().snapshots += 1;
+                }
+            }
+        }
+        let size = image.header.cluster.size();
+        let mut table = vec![0; size as usize];
+        for (at, uses) in tables {
+            if at + size > self.file_length {
+                continue;
+            }
+            image.file.read(at, &mut table, ReadFlags::default()).await?;
+            self.count_l2_table(at, &table, uses)?;
+        }
+        Ok(())
+    }
+
+    /// Checks an L1 entry and counts the reference to its table. Gives the table's offset if it can be looked at.
+    fn l2_table(&mut self, entry: u64, index: u64, what: &str) -> Result<Option<u64>> {
+        let at = entry & OFFSET_MASK;
+        if entry & !(OFFSET_MASK | COPIED) != 0 {
+            self.corruption(alloc::format!("ERROR: {what} entry {index} has reserved bits set: {entry:#x}"));
+        }
+        if at == 0 {
+            return Ok(None);
+        }
+        self.count(Range::new(at, self.image.header.cluster.size()), 1)?;
+        if !self.image.header.cluster.is_aligned(at) {
+            self.corruption(alloc::format!(
+                "ERROR l2_offset={at:#x}: Table is not cluster aligned; {what} entry corrupted"
+            ));
+            return Ok(None);
+        }
+        Ok(Some(at))
+    }
+
+    fn count_l2_table(&mut self, at: u64, table: &[u8], uses: TableUse) -> Result<()> {
+        let header = &self.image.header;
+        let (cluster, extended, external) = (header.cluster, header.is_extended(), header.has_data_file());
+        let times = uses.active.saturating_add(uses.snapshots);
+        let mut next_offset = None;
+        for index in 0..header.l2_entries() {
+            let entry = L2Entry::read(table, index, extended).unwrap_or_default();
+            if entry == L2Entry::default() {
+                continue;
+            }
+            if entry.is_compressed() {
+                if external {
+                    self.corruption(alloc::format!(
+                        "ERROR: compressed cluster {:#x} in image with external data file",
+                        entry.word
+                    ));
+                    continue;
+                }
+                if entry.is_copied() {
+                    self.corruption(alloc::format!(
+                        "ERROR: coffset={:#x}: copied flag must never be set for compressed clusters",
+                        entry.word & (COMPRESSED - 1)
+                    ));
+                }
+                let (host, stored) = compressed(entry.word, cluster);
+                self.count(Range::new(host & !511, u64::from(stored) + (host & 511)), times)?;
+                if uses.active > 0 {
+                    self.report.compressed_clusters += 1;
+                    self.report.allocated_clusters += 1;
+                    // Compressed clusters are never where the next one would be expected.
+                    self.report.fragmented_clusters += 1;
+                }
+                continue;
+            }
+            let place = L2Place { at, index };
+            self.count_standard(place, entry, uses, &mut next_offset)?;
+        }
+        Ok(())
+    }
+
+    fn count_standard(
+        &mut self,
+        place: L2Place,
+        entry: L2Entry,
+        uses: TableUse,
+        next_offset: &mut Option<u64>,
+    ) -> Result<()> {
+        let header = &self.image.header;
+        let (cluster, extended, external) = (header.cluster, header.is_extended(), header.has_data_file());
+        let host = entry.word & OFFSET_MASK;
+        if extended {
+            let both = entry.bitmap & 0xffff_ffff & entry.bitmap >> 32;
+            if both != 0 || entry.word & ZERO != 0 {
+                self.corruption(alloc::format!(
+                    "ERROR: invalid L2 bitmap at {:#x} index {}: {:#018x}",
+                    place.at,
+                    place.index,
+                    entry.bitmap
+                ));
+            }
+            if entry.host(external).is_none() && entry.bitmap & 0xffff_ffff != 0 {
+                self.corruption(alloc::format!(
+                    "ERROR: allocated subclusters without a cluster: L2 table {:#x} index {}",
+                    place.at,
+                    place.index
+                ));
+            }
+        } else if entry.word & ZERO != 0 && header.raw.version < 3 {
+            self.corruption(alloc::format!(
+                "ERROR: zero cluster entry in a version 2 image: L2 table {:#x} index {}",
+                place.at,
+                place.index
+            ));
+        }
+        if entry.host(external).is_none() {
+            return Ok(());
+        }
+        if !cluster.is_aligned(host) {
+            self.corruption(alloc::format!(
+                "ERROR offset={host:#x}: Cluster is not properly aligned; L2 entry corrupted."
+            ));
+        }
+        if uses.active > 0 {
+            self.report.allocated_clusters += 1;
+            if next_offset.is_some_and(|next| next != host) {
+                self.report.fragmented_clusters += 1;
+            }
+            *next_offset = Some(host + cluster.size());
+        }
+        if !external {
+            self.count(Range::new(host, cluster.size()), uses.active.saturating_add(uses.snapshots))?;
+        }
+        Ok(())
+    }
+
+    async fn count_bitmaps(&mut self) -> Result<()> {
+        let image = self.image;
+        let Some(extension) = image.extensions.bitmaps else { return Ok(()) };
+        if image.header.raw.autoclear_features & AUTOCLEAR_BITMAPS == 0 {
+            return Ok(());
+        }
+        // The directory was within limits and complete when the image was opened.
+        self.count(Range::new(extension.directory_offset, extension.directory_size), 1)?;
+        let mut directory = vec![0; extension.directory_size as usize];
+        image.file.read(extension.directory_offset, &mut directory, ReadFlags::default()).await?;
+        let mut rest = directory.as_slice();
+        for _ in 0..extension.count {
+            let Some((entry, after)) = directory_entry(rest) else { break };
+            rest = after;
+            self.count(Range::new(entry.table_offset, u64::from(entry.table_size) * 8), 1)?;
+            for (index, word) in
+                self.words(entry.table_offset, entry.table_size.into(), "a bitmap table").await?.iter().enumerate()
+            {
+                let at = word & OFFSET_MASK;
+                if !image.header.cluster.is_aligned(at) || (at != 0 && word & 1 != 0) {
+                    self.corruption(alloc::format!("ERROR: bitmap '{}' table entry {index} is {word:#x}", entry.name));
+                } else if at != 0 {
+                    self.count(Range::new(at, image.header.cluster.size()), 1)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The refcount table as it is on disk.
+    async fn refcount_table(&mut self) -> Result<(u64, Vec<u64>)> {
+        let (at, clusters) = self.image.refcounts.lock().await.place();
+        let entries = (clusters << self.image.header.cluster.bits()) / 8;
+        Ok((at, self.words(at, entries, "the refcount table").await?))
+    }
+
+    async fn count_refcount_structure(&mut self) -> Result<()> {
+        let (at, table) = self.refcount_table().await?;
+        let size = self.image.header.cluster.size();
+        self.count(Range::new(at, table.len() as u64 * 8), 1)?;
+        for (index, block) in table.iter().enumerate() {
+            if *block == 0 {
+                continue;
+            }
+            if !self.image.header.cluster.is_aligned(*block) {
+                self.corruption(alloc::format!(
+                    "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
+                ));
+            } else if *block >= self.file_length {
+                self.corruption(alloc::format!("ERROR refcount block {index} is outside image"));
+            } else {
+                self.count(Range::new(*block, size), 1)?;
+                let count = self.references.get(*block >> self.image.header.cluster.bits());
+                if count != 1 {
+                    self.corruption(alloc::format!("ERROR refcount block {index} refcount={count}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the stored refcounts with what was counted.
+    async fn compare(&mut self) -> Result<()> {
+        let (_, table) = self.refcount_table().await?;
+        let image = self.image;
+        let (cluster, order) = (image.header.cluster, image.header.raw.refcount_order);
+        let per_block = image.header.refcounts_per_block();
+        let mut bytes = vec![0; cluster.size() as usize];
+        let mut highest = None;
+        let blocks = self.references.clusters.div_ceil(per_block);
+        for index in 0..blocks {
+            let block = table.get(index as usize).copied().unwrap_or(0);
+            let first = index * per_block;
+            let end = (first + per_block).min(self.references.clusters);
+            let usable = block != 0 && cluster.is_aligned(block) && block + cluster.size() <= self.file_length;
+            if usable {
+                image.file.read(block, &mut bytes, ReadFlags::default()).await?;
+            }
+            let stored_anything = usable && !crate::engine::is_zero(&bytes);
+            let mut at = first;
+            while at < end {
+                if !stored_anything && self.references.is_page_empty(at) {
+                    at = (at / PAGE + 1) * PAGE;
+                    continue;
+                }
+                let stored = if usable { refcount(&bytes, at - first, order).unwrap_or(0) } else { 0 };
+                let counted = self.references.get(at);
+                if stored != 0 || counted != 0 {
+                    highest = Some(at);
+                }
+                if stored > counted {
+                    self.report.add(
+                        FindingKind::Leak,
+                        alloc::format!("Leaked cluster {at} refcount={stored} reference={counted}"),
+                    );
+                } else if stored < counted {
+                    self.corruption(alloc::format!("ERROR cluster {at} refcount={stored} reference={counted}"));
+                }
+                at += 1;
+            }
+        }
+        self.report.image_end_offset = highest.map_or(0, |highest| (highest + 1) << cluster.bits());
+        if !self.report.is_clean() {
+            self.report.advice = RepairAdvice::Repair;
+        }
+        Ok(())
+    }
+
+    /// An entry's COPIED bit must say whether the refcount is exactly one.
+    async fn check_copied_flags(&mut self) -> Result<()> {
+        let image = self.image;
+        let geometry = image.geometry();
+        let (cluster, external) = (image.header.cluster, image.header.has_data_file());
+        let active = self.words(geometry.l1_offset, geometry.l1_entries, "the L1 table").await?;
+        let mut table = vec![0; cluster.size() as usize];
+        for entry in active {
+            let at = entry & OFFSET_MASK;
+            if at == 0 || !cluster.is_aligned(at) || at + cluster.size() > self.file_length {
+                continue;
+            }
+            let shared = self.references.get(at >> cluster.bits());
+            if (shared == 1) != (entry & COPIED != 0) {
+                self.corruption(alloc::format!("ERROR OFLAG_COPIED L2 cluster: l1_entry={entry:#x} refcount={shared}"));
+            }
+            image.file.read(at, &mut table, ReadFlags::default()).await?;
+            for index in 0..image.header.l2_entries() {
+                let entry = L2Entry::read(&table, index, image.header.is_extended()).unwrap_or_default();
+                let Some(host) = entry.host(external).filter(|host| external || cluster.is_aligned(*host)) else {
+                    continue;
+                };
+                let owned = external || self.references.get(host >> cluster.bits()) == 1;
+                if owned != entry.is_copied() {
+                    self.corruption(alloc::format!("ERROR OFLAG_COPIED data cluster: l2_entry={:#x}", entry.word));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct L2Place {
+    at: u64,
+    index: u64,
+}

@@ -1,0 +1,195 @@
+//! Opening: header, extensions, directories, the external data file.
+
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicBool;
+
+use crate::cache::Cache;
+use crate::describe::Bitmap;
+use crate::drivers::{OpenContext, OpenedFormat, backing_reference};
+use crate::engine::byte_granular;
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::qcow2::extension::{Extensions, directory_entry};
+use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, Problem};
+use crate::formats::qcow2::refcount::Refcounts;
+use crate::formats::qcow2::{Geometry, Qcow2, snapshot};
+use crate::node::{Node, ReadFlags, Role};
+use crate::op::BoxFuture;
+use crate::policy::Reference;
+use crate::sync::{Lock, Mutex};
+
+/// Most persistent bitmaps.
+const MAX_BITMAPS: u32 = 65535;
+/// Largest bitmap directory in bytes.
+const MAX_BITMAP_DIRECTORY_BYTES: u64 = 64 << 20;
+
+pub(super) fn open(context: OpenContext<'_>) -> BoxFuture<'_, Result<OpenedFormat>> {
+    Box::pin(open_image(context))
+}
+
+async fn open_image(context: OpenContext<'_>) -> Result<OpenedFormat> {
+    let OpenContext { file, name, options } = context;
+    let length = file.info().length;
+    let mut head = vec![0; length.min(4096) as usize];
+    file.read(0, &mut head, ReadFlags::default()).await?;
+    let header = Header::parse(&head, length)?;
+    let cluster_bytes = header.cluster.size().min(length);
+    if cluster_bytes > head.len() as u64 {
+        let known = head.len();
+        head.resize(cluster_bytes as usize, 0);
+        if let Some(rest) = head.get_mut(known..) {
+            file.read(known as u64, rest, ReadFlags::default()).await?;
+        }
+    }
+    let extensions = parse_extensions(&header, &head)?;
+    header.check_features(&extensions.feature_names)?;
+    let raw = &header.raw;
+    if !options.read_only {
+        check_writable(&header)?;
+    }
+    let backing_name = backing_name(&header, &head)?;
+    let (snapshots, snapshot_table_bytes) = snapshot::read_table(&*file, &header).await?;
+    let bitmaps = read_bitmaps(&*file, &header, &extensions).await?;
+    let data = match (header.has_data_file(), options.structure_only) {
+        (true, false) => Some(open_data_file(&extensions, name, options).await?),
+        _ => None,
+    };
+    let backing =
+        backing_name.as_deref().map(|backing| backing_reference(backing, extensions.backing_format.as_deref(), name));
+    let format = Qcow2 {
+        geometry: Mutex::new(Geometry {
+            l1_offset: raw.l1_table_offset,
+            l1_entries: raw.l1_size.into(),
+            size: raw.size,
+        }),
+        refcounts: Lock::new(Refcounts::new(raw.refcount_table_offset, raw.refcount_table_clusters.into())),
+        cache: Cache::new(options.budgets.metadata_bytes.max(8 * header.cluster.size() as usize)),
+        changing: AtomicBool::new(false),
+        expanded_bytes: options.budgets.expanded_bytes,
+        check_bytes: options.budgets.check_bytes,
+        expanded: Mutex::new(None),
+        file,
+        data,
+        header,
+        extensions,
+        backing_name,
+        snapshots,
+        snapshot_table_bytes,
+        bitmaps,
+    };
+    Ok(OpenedFormat { format: Box::new(format), backing })
+}
+
+fn parse_extensions(header: &Header, head: &[u8]) -> Result<Extensions> {
+    let start = header.raw.header_length as usize;
+    let end = match header.raw.backing_file_offset {
+        0 => head.len(),
+        offset => (offset as usize).min(head.len()),
+    };
+    match head.get(start..end) {
+        Some(bytes) => Extensions::parse(bytes, start as u64),
+        None => Ok(Extensions::default()),
+    }
+}
+
+fn check_writable(header: &Header) -> Result<()> {
+    let bits = header.raw.incompatible_features;
+    let refuse = |text: &str| Err(Error::new(ErrorKind::Denied, text.to_string()).at_offset(72));
+    if bits & INCOMPATIBLE_CORRUPT != 0 {
+        return refuse("Image is corrupt; cannot be opened read/write. Open it read-only to save what can be read");
+    }
+    if bits & INCOMPATIBLE_DIRTY != 0 {
+        return refuse(
+            "the image was not closed cleanly (dirty bit), so its refcounts may be wrong; it can be read, and written after \
+             a repair with 'qemu-img check -r all'",
+        );
+    }
+    if header.raw.crypt_method != 0 {
+        return refuse("the image is encrypted and no key was given; only its structure can be looked at, read-only");
+    }
+    Ok(())
+}
+
+fn backing_name(header: &Header, head: &[u8]) -> Result<Option<String>> {
+    let start = header.raw.backing_file_offset;
+    if start == 0 {
+        return Ok(None);
+    }
+    let end = start + u64::from(header.raw.backing_file_size);
+    match head.get(start as usize..end as usize) {
+        Some([]) => Ok(None),
+        Some(name) => Ok(Some(String::from_utf8_lossy(name).into_owned())),
+        None => {
+            Err(Problem::Truncated { what: "the backing file name", found: head.len() as u64, expected: end }
+                .invalid_at(8))
+        }
+    }
+}
+
+async fn open_data_file(
+    extensions: &Extensions,
+    from: &str,
+    options: &crate::drivers::OpenOptions,
+) -> Result<Arc<dyn Node>> {
+    let overridden =
+        options.driver_options.get("data-file.filename").or_else(|| options.driver_options.get("data-file"));
+    let Some(name) = overridden.or(extensions.data_file.as_ref()) else {
+        return Err(Error::invalid("'data-file' is required for this image: it has no name of its external data file"));
+    };
+    let reference = Reference {
+        name: name.clone(),
+        format: Some("raw".to_string()),
+        role: Role::DataFile,
+        from: from.to_string(),
+        writable: !options.read_only,
+    };
+    let node = options.gate.open(&reference).await.map_err(|error| {
+        Error::new(error.kind(), alloc::format!("Could not open the external data file: {error}")).at_path(from)
+    })?;
+    Ok(byte_granular(node))
+}
+
+async fn read_bitmaps(file: &dyn Node, header: &Header, extensions: &Extensions) -> Result<Vec<Bitmap>> {
+    let Some(extension) = extensions.bitmaps else { return Ok(Vec::new()) };
+    if header.raw.autoclear_features & AUTOCLEAR_BITMAPS == 0 {
+        return Ok(Vec::new());
+    }
+    let field = |field, found, expected: &str| {
+        Problem::Field { field, found, expected: expected.to_string() }.invalid_at(extension.directory_offset)
+    };
+    if extension.count == 0 || extension.count > MAX_BITMAPS {
+        return Err(field("nb_bitmaps", extension.count.into(), "1 to 65535"));
+    }
+    if extension.directory_size > MAX_BITMAP_DIRECTORY_BYTES {
+        return Err(field("bitmap_directory_size", extension.directory_size, "at most 64 MiB"));
+    }
+    let end = extension.directory_offset.saturating_add(extension.directory_size);
+    let length = file.info().length;
+    if end > length {
+        return Err(Problem::Truncated { what: "the bitmap directory", found: length, expected: end }
+            .invalid_at(extension.directory_offset));
+    }
+    let mut bytes = vec![0; extension.directory_size as usize];
+    file.read(extension.directory_offset, &mut bytes, ReadFlags::default()).await?;
+    let mut rest = bytes.as_slice();
+    let mut bitmaps = Vec::new();
+    for _ in 0..extension.count {
+        let Some((entry, after)) = directory_entry(rest) else {
+            return Err(field("bitmap_directory_size", extension.directory_size, "room for every bitmap"));
+        };
+        if entry.granularity_bits > 63 || entry.kind != 1 {
+            return Err(field("bitmap granularity_bits or type", entry.granularity_bits.into(), "9 to 31, type 1"));
+        }
+        bitmaps.push(Bitmap {
+            name: entry.name,
+            granularity: 1 << entry.granularity_bits,
+            in_use: entry.flags & 1 != 0,
+            auto: entry.flags & 2 != 0,
+        });
+        rest = after;
+    }
+    Ok(bitmaps)
+}

@@ -1,0 +1,72 @@
+//! Changing the size of the disk.
+
+use alloc::vec;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::qcow2::header::MAX_L1_BYTES;
+use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
+use crate::node::{Node, Preallocation, ReadFlags, WriteFlags};
+
+impl Qcow2 {
+    pub(super) async fn resize_disk(&self, length: u64, preallocation: Preallocation) -> Result<()> {
+        let geometry = self.geometry();
+        if length < geometry.size {
+            return Err(Error::unsupported("shrinking a qcow2 image is not supported"));
+        }
+        if preallocation != Preallocation::Off {
+            return Err(Error::unsupported("resizing a qcow2 image with preallocation is not supported"));
+        }
+        if !length.is_multiple_of(512) {
+            return Err(Error::invalid("The new size must be a multiple of 512"));
+        }
+        if self.header.raw.version < 3 && !self.snapshots.is_empty() {
+            return Err(Error::unsupported("Can't resize a version 2 image which has snapshots"));
+        }
+        let needed = self.header.l1_entries_for(length);
+        if needed * 8 > MAX_L1_BYTES {
+            return Err(Error::new(ErrorKind::TooLarge, "the L1 table would be larger than 32 MiB"));
+        }
+        self.begin_changing().await?;
+        if needed > geometry.l1_entries {
+            self.grow_l1_table(needed).await?;
+        }
+        if self.header.is_data_file_raw() {
+            self.storage().resize(length, Preallocation::Off).await?;
+        }
+        self.file.write(24, &length.to_be_bytes(), WriteFlags::default()).await?;
+        self.file.flush().await?;
+        self.geometry.lock().size = length;
+        Ok(())
+    }
+
+    /// Moves the L1 table to a larger place. The header points to the new one once all of it is on disk.
+    async fn grow_l1_table(&self, entries: u64) -> Result<()> {
+        let mut refcounts = self.refcounts.lock().await;
+        let cluster = self.header.cluster;
+        let old = self.geometry();
+        let entries = entries.max(old.l1_entries + old.l1_entries / 2).min(MAX_L1_BYTES / 8);
+        let at = self.take_contiguous(&mut refcounts, cluster.count(entries * 8)).await?;
+        self.write_back(&mut refcounts).await?;
+        let mut table = vec![0; (cluster.count(entries * 8) << cluster.bits()) as usize];
+        if let Some(kept) = table.get_mut(..(old.l1_entries * 8) as usize) {
+            self.file.read(old.l1_offset, kept, ReadFlags::default()).await?;
+        }
+        self.file.write(at, &table, WriteFlags::default()).await?;
+        self.file.flush().await?;
+        let mut pointer = [0; 12];
+        pointer[..4].copy_from_slice(&(entries as u32).to_be_bytes());
+        pointer[4..].copy_from_slice(&at.to_be_bytes());
+        self.file.write(36, &pointer, WriteFlags::default()).await?;
+        self.file.flush().await?;
+        for piece in (0..old.l1_entries * 8).step_by(PIECE_BYTES as usize) {
+            self.cache.forget(old.l1_offset + piece);
+        }
+        for place in 0..cluster.count(old.l1_entries * 8) {
+            refcounts.release(old.l1_offset + (place << cluster.bits()));
+        }
+        let mut geometry = self.geometry.lock();
+        geometry.l1_offset = at;
+        geometry.l1_entries = entries;
+        Ok(())
+    }
+}

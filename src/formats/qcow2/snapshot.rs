@@ -1,0 +1,119 @@
+//! The table of internal snapshots (QEMU docs/interop/qcow2, "Snapshots").
+
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use byteorder::{BE, ByteOrder};
+
+use crate::describe::Snapshot;
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::qcow2::header::{Header, MAX_L1_BYTES};
+use crate::node::{Node, ReadFlags};
+use crate::wire::on_disk;
+
+/// Largest snapshot table in bytes.
+const MAX_TABLE_BYTES: u64 = 64 << 20;
+/// Most extra data per snapshot in bytes.
+const MAX_EXTRA_BYTES: u32 = 1024;
+
+on_disk! {
+    /// The fixed part of a snapshot's entry.
+    pub(super) struct RawSnapshot: 40 bytes {
+        l1_table_offset: u64 = 0, "Offset of the snapshot's L1 table; cluster aligned.";
+        l1_size: u32 = 8, "Entries in that table.";
+        id_str_size: u16 = 12, "Length of the identifier.";
+        name_size: u16 = 14, "Length of the name.";
+        date_sec: u32 = 16, "When it was made, seconds since 1970.";
+        date_nsec: u32 = 20, "Nanoseconds of the second.";
+        vm_clock_nsec: u64 = 24, "Run time of the machine in nanoseconds.";
+        vm_state_size: u32 = 32, "Size of the machine state in bytes.";
+        extra_data_size: u32 = 36, "Length of the extra data.";
+    }
+}
+
+/// A snapshot with the place of its tables.
+#[derive(Clone, Debug)]
+pub(super) struct StoredSnapshot {
+    pub(super) about: Snapshot,
+    pub(super) l1_offset: u64,
+    pub(super) l1_entries: u64,
+}
+
+/// Every snapshot, and how many bytes the table takes.
+pub(super) async fn read_table(file: &dyn Node, header: &Header) -> Result<(Vec<StoredSnapshot>, u64)> {
+    let mut snapshots = Vec::new();
+    let mut at = header.raw.snapshots_offset;
+    for index in 0..header.raw.nb_snapshots {
+        if at - header.raw.snapshots_offset > MAX_TABLE_BYTES {
+            return Err(Error::invalid("the snapshot table is larger than 64 MiB").at_offset(at));
+        }
+        let (snapshot, len) = read_entry(file, header, at).await.map_err(|error| {
+            Error::new(error.kind(), alloc::format!("snapshot table entry {index}: {error}")).at_offset(at)
+        })?;
+        snapshots.push(snapshot);
+        at = at.checked_add(len).ok_or_else(|| Error::invalid("the snapshot table reaches beyond 2^64"))?;
+    }
+    Ok((snapshots, at - header.raw.snapshots_offset))
+}
+
+fn entry_len(raw: &RawSnapshot) -> u64 {
+    let variable = u64::from(raw.extra_data_size) + u64::from(raw.id_str_size) + u64::from(raw.name_size);
+    (RawSnapshot::SIZE as u64 + variable).next_multiple_of(8)
+}
+
+async fn read_fixed(file: &dyn Node, at: u64) -> Result<RawSnapshot> {
+    let mut fixed = [0; RawSnapshot::SIZE];
+    read_exact(file, at, &mut fixed).await?;
+    RawSnapshot::parse(&fixed).ok_or_else(|| Error::new(ErrorKind::Corrupt, "a snapshot entry is too short"))
+}
+
+async fn read_exact(file: &dyn Node, at: u64, into: &mut [u8]) -> Result<()> {
+    let length = file.info().length;
+    if at.checked_add(into.len() as u64).is_none_or(|end| end > length) {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            alloc::format!("{} bytes lie beyond the end of the file, which has {length} bytes", into.len()),
+        )
+        .at_offset(at));
+    }
+    file.read(at, into, ReadFlags::default()).await
+}
+
+async fn read_entry(file: &dyn Node, header: &Header, at: u64) -> Result<(StoredSnapshot, u64)> {
+    let raw = read_fixed(file, at).await?;
+    if raw.extra_data_size > MAX_EXTRA_BYTES {
+        return Err(Error::invalid(alloc::format!(
+            "extra_data_size is {}, expected at most {MAX_EXTRA_BYTES}",
+            raw.extra_data_size
+        )));
+    }
+    if u64::from(raw.l1_size) * 8 > MAX_L1_BYTES {
+        return Err(Error::invalid(alloc::format!(
+            "l1_size is {}, expected at most {}",
+            raw.l1_size,
+            MAX_L1_BYTES / 8
+        )));
+    }
+    let len = entry_len(&raw);
+    let mut rest = vec![0; len as usize - RawSnapshot::SIZE];
+    let used = raw.extra_data_size as usize + usize::from(raw.id_str_size) + usize::from(raw.name_size);
+    let used = rest.get_mut(..used).unwrap_or_default();
+    read_exact(file, at + RawSnapshot::SIZE as u64, used).await?;
+    let (extra, texts) = rest.split_at(raw.extra_data_size as usize);
+    let (id, texts) = texts.split_at(raw.id_str_size.into());
+    let name = texts.get(..raw.name_size.into()).unwrap_or_default();
+    let number = |start: usize| extra.get(start..start + 8).map(BE::read_u64);
+    let text = |bytes: &[u8]| -> String { String::from_utf8_lossy(bytes).to_string() };
+    let about = Snapshot {
+        id: text(id),
+        name: text(name),
+        vm_state_size: number(0).unwrap_or(raw.vm_state_size.into()),
+        date_sec: raw.date_sec,
+        date_nsec: raw.date_nsec,
+        vm_clock_nsec: raw.vm_clock_nsec,
+        icount: number(16).filter(|count| *count != u64::MAX),
+        disk_size: number(8).unwrap_or(header.raw.size),
+    };
+    Ok((StoredSnapshot { about, l1_offset: raw.l1_table_offset, l1_entries: raw.l1_size.into() }, len))
+}
