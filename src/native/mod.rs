@@ -1,1 +1,9 @@
-//! Files and block devices of this machine.
+//! Files and block devices of this machine, image locks, and copying on several threads.
+
+mod file;
+mod lock;
+mod opener;
+pub mod parallel;
+
+pub use file::{CacheMode, File, FileOptions, Locking};
+pub use opener::{FileOpener, resolve};

@@ -14,7 +14,7 @@ use crate::formats::qcow2::map::Missing;
 use crate::formats::qcow2::refcount::Refcounts;
 use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, SUBCLUSTERS, ZERO, compressed};
 use crate::formats::qcow2::{L1_TABLE, L2_TABLE, Qcow2, REFCOUNT_BLOCK};
-use crate::node::{Host, Node, Range, WriteFlags};
+use crate::node::{Host, Range, WriteFlags};
 
 /// All 32 subclusters read as zeroes and none is allocated.
 const ALL_ZERO_SUBCLUSTERS: u64 = 0xffff_ffff << 32;

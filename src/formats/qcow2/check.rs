@@ -11,7 +11,7 @@ use crate::formats::qcow2::extension::directory_entry;
 use crate::formats::qcow2::header::AUTOCLEAR_BITMAPS;
 use crate::formats::qcow2::table::{COMPRESSED, COPIED, L2Entry, OFFSET_MASK, ZERO, compressed, refcount, word};
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
-use crate::node::{Node, Range, ReadFlags};
+use crate::node::{Range, ReadFlags};
 
 /// Counters of a page of the reference table.
 const PAGE: u64 = 8192;

@@ -289,7 +289,7 @@ struct Places {
 impl Places {
     fn of(plan: &Plan) -> Self {
         let cluster = plan.cluster;
-        let per_block = cluster.size() * 8 >> plan.refcount_order;
+        let per_block = (cluster.size() * 8) >> plan.refcount_order;
         let l1_clusters = cluster.count(plan.l1_entries() * 8).max(1);
         let (mut blocks, mut table) = (1, 1);
         loop {
@@ -324,7 +324,7 @@ async fn create_image(context: CreateContext<'_>) -> Result<()> {
     file.resize(0, Preallocation::Off).await?;
     file.resize(places.end << cluster.bits(), Preallocation::Off).await?;
     let mut table = vec![0; (places.refcount_table_clusters << cluster.bits()) as usize];
-    let per_block = cluster.size() * 8 >> plan.refcount_order;
+    let per_block = (cluster.size() * 8) >> plan.refcount_order;
     for index in 0..places.blocks {
         let at = (1 + places.refcount_table_clusters + index) << cluster.bits();
         if let Some(entry) = table.get_mut(index as usize * 8..index as usize * 8 + 8) {

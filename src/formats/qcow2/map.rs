@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::{ClusterBits, Compression, Encryption, MAX_HOST_OFFSET, Problem};
 use crate::formats::qcow2::table::{COPIED, L2Entry, Mapping, OFFSET_MASK, SUBCLUSTERS, word};
 use crate::formats::qcow2::{Geometry, L1_TABLE, L2_TABLE, PIECE_BYTES, Qcow2};
-use crate::node::{Extent, Host, Node, Range, ReadFlags, State};
+use crate::node::{Extent, Host, Range, ReadFlags, State};
 
 /// A step of a walk that needs a table which is not in memory.
 pub(super) enum Missing {

@@ -144,10 +144,9 @@ impl Format for Qcow2 {
     }
 
     fn in_place<'a>(&'a self, range: Range) -> Op<'a, InPlace> {
-        if self.changing.load(Ordering::Acquire) {
-            if let Some(result) = self.in_place_cached(range) {
-                return Op::Ready(result);
-            }
+        let known = self.changing.load(Ordering::Acquire).then(|| self.in_place_cached(range)).flatten();
+        if let Some(result) = known {
+            return Op::Ready(result);
         }
         Op::future(async move {
             self.begin_changing().await?;

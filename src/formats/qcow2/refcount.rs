@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, Problem};
 use crate::formats::qcow2::table::{refcount, refcount_place, set_refcount, word};
 use crate::formats::qcow2::{L2_TABLE, PIECE_BYTES, Qcow2, REFCOUNT_BLOCK, REFCOUNT_TABLE};
-use crate::node::{Node, Range, ReadFlags, WriteFlags};
+use crate::node::{Range, ReadFlags, WriteFlags};
 
 /// Place of the refcount table, where to look for free clusters, and what waits to be given back.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use alloc::vec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::MAX_L1_BYTES;
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
-use crate::node::{Node, Preallocation, ReadFlags, WriteFlags};
+use crate::node::{Preallocation, ReadFlags, WriteFlags};
 
 impl Qcow2 {
     pub(super) async fn resize_disk(&self, length: u64, preallocation: Preallocation) -> Result<()> {

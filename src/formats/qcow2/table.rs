@@ -182,7 +182,7 @@ mod tests {
     fn refcounts_of_every_width_survive_a_round_trip() {
         for order in 0..=6 {
             let mut block = [0u8; 64];
-            let entries = 64 * 8 >> order;
+            let entries = (64 * 8) >> order;
             let largest = if order == 6 { u64::MAX } else { (1u64 << (1u32 << order)) - 1 };
             for index in 0..entries {
                 let (start, len) = refcount_place(index, order);
