@@ -54,19 +54,19 @@ impl Qcow2 {
         if raw.version >= 3 {
             values.push(("lazy-refcounts", Value::Bool(raw.compatible_features & COMPATIBLE_LAZY_REFCOUNTS != 0)));
         }
-        values.push(("refcount-bits", Value::Number(self.header.refcount_bits().into())));
-        if raw.version >= 3 {
-            values.push(("corrupt", Value::Bool(raw.incompatible_features & INCOMPATIBLE_CORRUPT != 0)));
-            values.push(("extended-l2", Value::Bool(self.header.is_extended())));
-        }
         if !self.bitmaps.is_empty() {
             values.push(("bitmaps", Value::List(self.bitmaps.iter().map(bitmap_value).collect())));
         }
+        values.push(("refcount-bits", Value::Number(self.header.refcount_bits().into())));
         if self.header.has_data_file() {
             if let Some(name) = &self.extensions.data_file {
                 values.push(("data-file", Value::Text(name.clone())));
             }
             values.push(("data-file-raw", Value::Bool(self.header.is_data_file_raw())));
+        }
+        if raw.version >= 3 {
+            values.push(("corrupt", Value::Bool(raw.incompatible_features & INCOMPATIBLE_CORRUPT != 0)));
+            values.push(("extended-l2", Value::Bool(self.header.is_extended())));
         }
         values
     }

@@ -1,0 +1,240 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Disk images opened, inspected, changed and converted.
+#[derive(Debug, Parser)]
+#[command(name = "diskette", version, about)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show format, sizes and properties of an image
+    Info(InfoArgs),
+    /// Show where the contents of an image are stored
+    Map(MapArgs),
+    /// Check the metadata of an image for errors
+    Check(CheckArgs),
+    /// Make a new image
+    Create(CreateArgs),
+    /// Convert an image to another format
+    Convert(ConvertArgs),
+    /// Compare the contents of two images
+    Compare(CompareArgs),
+    /// Look at an image that nobody trusts: nothing it names is opened
+    Inspect(InspectArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For a person
+    #[default]
+    Human,
+    /// For a program
+    Json,
+}
+
+/// The image to work on.
+#[derive(Debug, Args)]
+pub(crate) struct ImageArgs {
+    /// Format of the image; guessed from its contents without
+    #[arg(short = 'f', long = "format", value_name = "FMT")]
+    pub(crate) format: Option<String>,
+    /// FILENAME is a list of options such as driver=qcow2,file.filename=disk.img
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+    /// Open even if another process has the image open for writing
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+    /// Show every image of the backing chain
+    #[arg(long)]
+    pub(crate) backing_chain: bool,
+    /// The image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MapArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+    /// First byte of the disk to show
+    #[arg(short = 's', long, value_name = "OFFSET")]
+    pub(crate) start_offset: Option<String>,
+    /// Number of bytes to show
+    #[arg(short = 'l', long, value_name = "LEN")]
+    pub(crate) max_length: Option<String>,
+    /// The image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+    /// Print no report, only set the exit code
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// Repair (not supported)
+    #[arg(short = 'r', long, value_name = "leaks|all")]
+    pub(crate) repair: Option<String>,
+    /// Cache mode of the image
+    #[arg(short = 'T', long = "source-cache", value_name = "CACHE")]
+    pub(crate) cache: Option<String>,
+    /// The image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Format of the new image
+    #[arg(short = 'f', long = "format", value_name = "FMT", default_value = "raw")]
+    pub(crate) format: String,
+    /// Options of the format, name=value with commas between; help lists them
+    #[arg(short = 'o', long = "options", value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
+    /// Backing image
+    #[arg(short = 'b', long = "backing", value_name = "BACKING_FILENAME")]
+    pub(crate) backing: Option<String>,
+    /// Format of the backing image
+    #[arg(short = 'F', long = "backing-format", value_name = "BACKING_FMT")]
+    pub(crate) backing_format: Option<String>,
+    /// Do not open the backing image
+    #[arg(short = 'u', long = "backing-unsafe")]
+    pub(crate) backing_unsafe: bool,
+    /// Print nothing
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// The new image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: Option<String>,
+    /// Size of the disk, with an optional suffix k, M, G, T, P or E
+    #[arg(value_name = "SIZE")]
+    pub(crate) size: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// Format of the target
+    #[arg(short = 'O', long = "target-format", value_name = "OUTPUT_FMT", default_value = "raw")]
+    pub(crate) target_format: String,
+    /// Options of the target's format
+    #[arg(short = 'o', long = "target-options", value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
+    /// Backing image of the target
+    #[arg(short = 'b', long = "backing", short_alias = 'B', value_name = "BACKING_FILENAME")]
+    pub(crate) backing: Option<String>,
+    /// Format of the target's backing image
+    #[arg(short = 'F', long = "backing-format", value_name = "BACKING_FMT")]
+    pub(crate) backing_format: Option<String>,
+    /// Compress the target (not supported)
+    #[arg(short = 'c', long)]
+    pub(crate) compress: bool,
+    /// Runs of zeroes at least this long are not stored; 0 stores everything
+    #[arg(short = 'S', long = "sparse-size", value_name = "SIZE", default_value = "4k")]
+    pub(crate) sparse_size: String,
+    /// The target exists already
+    #[arg(short = 'n', long = "no-create")]
+    pub(crate) no_create: bool,
+    /// The existing target reads as zeroes
+    #[arg(long, requires = "no_create")]
+    pub(crate) target_is_zero: bool,
+    /// Number of parallel workers
+    #[arg(short = 'm', long = "parallel", value_name = "COROUTINES")]
+    pub(crate) workers: Option<usize>,
+    /// Allow writes out of order (always so with more than one worker)
+    #[arg(short = 'W', long = "out-of-order")]
+    pub(crate) out_of_order: bool,
+    /// Cache mode of the target
+    #[arg(short = 't', long = "target-cache", value_name = "CACHE", default_value = "unsafe")]
+    pub(crate) target_cache: String,
+    /// Cache mode of the source
+    #[arg(short = 'T', long = "source-cache", value_name = "CACHE", default_value = "writeback")]
+    pub(crate) source_cache: String,
+    /// Show progress
+    #[arg(short = 'p', long)]
+    pub(crate) progress: bool,
+    /// Print nothing
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// The source, and last the target
+    #[arg(value_name = "FILENAME", required = true)]
+    pub(crate) files: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// Format of the first image
+    #[arg(short = 'f', long = "a-format", value_name = "FMT")]
+    pub(crate) first_format: Option<String>,
+    /// Format of the second image
+    #[arg(short = 'F', long = "b-format", value_name = "FMT")]
+    pub(crate) second_format: Option<String>,
+    /// FILENAME is a list of options
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+    /// Open even if another process has the images open for writing
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+    /// Differences in size or allocation count, too
+    #[arg(short = 's', long)]
+    pub(crate) strict: bool,
+    /// Cache mode of the images
+    #[arg(short = 'T', long = "cache", value_name = "CACHE")]
+    pub(crate) cache: Option<String>,
+    /// Show progress
+    #[arg(short = 'p', long)]
+    pub(crate) progress: bool,
+    /// Print nothing but errors
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// The first image
+    #[arg(value_name = "FILENAME1")]
+    pub(crate) first: String,
+    /// The second image
+    #[arg(value_name = "FILENAME2")]
+    pub(crate) second: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+    /// Also check the metadata for errors
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// The image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: String,
+}

@@ -1,0 +1,105 @@
+//! `check`: look through the metadata.
+
+use diskette::{CheckReport, ErrorKind, block_on};
+use serde_json::{Map, json};
+
+use crate::args::{CheckArgs, Output};
+use crate::commands::info::pretty;
+use crate::open::{Wish, cache_mode, open};
+use crate::{Failure, Outcome};
+
+/// The format has no check.
+const UNSUPPORTED: u8 = 63;
+
+pub(crate) fn run(args: &CheckArgs) -> Outcome {
+    if args.repair.is_some() {
+        return Err(Failure::new("repairing images (-r) is not supported"));
+    }
+    let mut wish = Wish { structure_only: true, ..Wish::from(&args.image) };
+    if let Some(cache) = &args.cache {
+        wish.cache = cache_mode(cache, "source ")?;
+    }
+    let opened = open(&args.file, &wish)?;
+    let report = match block_on(opened.image.check()) {
+        Ok(report) => report,
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            return Err(Failure::new("This image format does not support checks").with_code(UNSUPPORTED));
+        }
+        Err(error) => return Err(Failure::from(error)),
+    };
+    for finding in &report.findings {
+        eprintln!("{}", finding.text);
+    }
+    if !args.quiet {
+        match args.output {
+            Output::Human => print!("{}", text(&report)),
+            Output::Json => println!("{}", value(&report, &opened.name, opened.image.format_name())),
+        }
+    }
+    Ok(match (report.check_errors, report.corruptions, report.leaks) {
+        (1.., _, _) => 1,
+        (0, 1.., _) => 2,
+        (0, 0, 1..) => 3,
+        _ => 0,
+    })
+}
+
+fn text(report: &CheckReport) -> String {
+    let mut out = String::new();
+    if report.is_clean() {
+        out.push_str("No errors were found on the image.\n");
+    }
+    if report.corruptions > 0 {
+        out.push_str(&format!(
+            "\n{} errors were found on the image.\nData may be corrupted, or further writes to the image may corrupt it.\n",
+            report.corruptions
+        ));
+    }
+    if report.leaks > 0 {
+        out.push_str(&format!(
+            "\n{} leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.\n",
+            report.leaks
+        ));
+    }
+    if report.check_errors > 0 {
+        out.push_str(&format!("\n{} internal errors have occurred during the check.\n", report.check_errors));
+    }
+    if report.total_clusters > 0 && report.allocated_clusters > 0 {
+        let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole as f64;
+        out.push_str(&format!(
+            "{}/{} = {:.2}% allocated, {:.2}% fragmented, {:.2}% compressed clusters\n",
+            report.allocated_clusters,
+            report.total_clusters,
+            percent(report.allocated_clusters, report.total_clusters),
+            percent(report.fragmented_clusters, report.allocated_clusters),
+            percent(report.compressed_clusters, report.allocated_clusters),
+        ));
+    }
+    if report.image_end_offset > 0 {
+        out.push_str(&format!("Image end offset: {}\n", report.image_end_offset));
+    }
+    out
+}
+
+fn value(report: &CheckReport, name: &str, format: &str) -> String {
+    let mut map = Map::new();
+    // What is zero is left out, except for the number of internal errors.
+    let numbers = [
+        ("image-end-offset", report.image_end_offset),
+        ("total-clusters", report.total_clusters),
+        ("corruptions", report.corruptions),
+        ("check-errors", report.check_errors),
+        ("leaks", report.leaks),
+        ("fragmented-clusters", report.fragmented_clusters),
+        ("allocated-clusters", report.allocated_clusters),
+        ("compressed-clusters", report.compressed_clusters),
+    ];
+    for (name, number) in numbers {
+        if number > 0 || name == "check-errors" {
+            map.insert(name.to_string(), json!(number));
+        }
+    }
+    map.insert("filename".to_string(), json!(name));
+    map.insert("format".to_string(), json!(format));
+    pretty(&map.into())
+}

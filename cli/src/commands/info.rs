@@ -1,0 +1,177 @@
+//! `info`: format, sizes and properties.
+
+use std::collections::BTreeSet;
+
+use diskette::Node;
+use diskette::describe::{Details, Snapshot};
+use diskette::native::resolve;
+use serde_json::{Map, Value as Json, json};
+
+use crate::args::{InfoArgs, Output};
+use crate::open::{Opened, Wish, open};
+use crate::{Failure, Outcome, human};
+
+pub(crate) fn run(args: &InfoArgs) -> Outcome {
+    let mut wish = Wish { structure_only: true, ..Wish::from(&args.image) };
+    let mut name = args.file.clone();
+    let mut seen = BTreeSet::new();
+    let mut texts = Vec::new();
+    let mut values = Vec::new();
+    loop {
+        if !seen.insert(name.clone()) {
+            return Err(Failure::new(format!("Filename '{name}' creates an infinite loop in the backing chain")));
+        }
+        let opened = open(&name, &wish)?;
+        let details = opened.image.describe()?;
+        match args.output {
+            Output::Human => texts.push(text(&opened, &details)),
+            Output::Json => values.push(value(&opened, &details)),
+        }
+        let Some(backing) = details.backing.filter(|_| args.backing_chain) else { break };
+        name = resolve(&backing.name, &opened.name)?;
+        wish.image_opts = false;
+        wish.format = backing.format;
+    }
+    match args.output {
+        Output::Human => print!("{}", texts.join("\n")),
+        Output::Json => {
+            let value = if args.backing_chain { Some(Json::Array(values)) } else { values.pop() };
+            println!("{}", pretty(&value.unwrap_or(Json::Null)));
+        }
+    }
+    Ok(0)
+}
+
+/// JSON with the indentation that QEMU uses.
+pub(crate) fn pretty(value: &Json) -> String {
+    use serde_json::ser::{PrettyFormatter, Serializer};
+    let mut out = Vec::new();
+    let mut serializer = Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(b"    "));
+    if serde::Serialize::serialize(value, &mut serializer).is_err() {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&out).into_owned();
+    // QEMU breaks the line inside empty containers.
+    let mut lines = String::new();
+    for line in text.lines() {
+        let indent = line.len() - line.trim_start().len();
+        for (empty, open, close) in [("[]", "[", "]"), ("{}", "{", "}")] {
+            if let Some(position) = line.find(empty).filter(|_| line.trim_end_matches(',').ends_with(empty)) {
+                lines.push_str(&line[..position]);
+                lines.push_str(&format!("{open}\n{}{close}{}\n", " ".repeat(indent), &line[position + 2..]));
+            }
+        }
+        if !line.trim_end_matches(',').ends_with("[]") && !line.trim_end_matches(',').ends_with("{}") {
+            lines.push_str(line);
+            lines.push('\n');
+        }
+    }
+    lines.trim_end().to_string()
+}
+
+fn text(opened: &Opened, details: &Details) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    let allocated = opened.file.allocated();
+    let disk_size = allocated.map_or_else(|| "unavailable".to_string(), human::size);
+    line(format!("image: {}", opened.name));
+    line(format!("file format: {}", opened.image.format_name()));
+    line(format!("virtual size: {} ({} bytes)", human::size(details.virtual_size), details.virtual_size));
+    line(format!("disk size: {disk_size}"));
+    if details.encryption.is_some() {
+        line("encrypted: yes".to_string());
+    }
+    if let Some(size) = details.cluster_size {
+        line(format!("cluster_size: {size}"));
+    }
+    if details.dirty {
+        line("cleanly shut down: no".to_string());
+    }
+    if let Some(backing) = &details.backing {
+        let full = resolve(&backing.name, &opened.name).unwrap_or_else(|_| backing.name.clone());
+        if full == backing.name {
+            line(format!("backing file: {full}"));
+        } else {
+            line(format!("backing file: {} (actual path: {full})", backing.name));
+        }
+        if let Some(format) = &backing.format {
+            line(format!("backing file format: {format}"));
+        }
+    }
+    if !details.snapshots.is_empty() {
+        line("Snapshot list:".to_string());
+        out.push_str(&human::snapshots(&details.snapshots));
+    }
+    if !details.specific.is_empty() {
+        out.push_str("Format specific information:\n");
+        human::properties(&details.specific, 1, &mut out);
+    }
+    let length = opened.file.info().length;
+    out.push_str(&format!(
+        "Child node '/file':\n    filename: {}\n    protocol type: file\n    file length: {} ({length} bytes)\n    disk size: {disk_size}\n",
+        opened.name,
+        human::size(length),
+    ));
+    out
+}
+
+fn value(opened: &Opened, details: &Details) -> Json {
+    let actual = opened.file.allocated();
+    let file = json!({
+        "children": [],
+        "virtual-size": opened.file.info().length,
+        "filename": opened.name,
+        "format": "file",
+        "actual-size": actual,
+        "format-specific": { "type": "file", "data": {} },
+        "dirty-flag": false,
+    });
+    let mut map = Map::new();
+    let mut put = |name: &str, value: Json| map.insert(name.to_string(), value);
+    put("children", json!([{ "name": "file", "info": file }]));
+    if !details.snapshots.is_empty() {
+        put("snapshots", Json::Array(details.snapshots.iter().map(snapshot).collect()));
+    }
+    if let Some(format) = details.backing.as_ref().and_then(|backing| backing.format.clone()) {
+        put("backing-filename-format", json!(format));
+    }
+    put("virtual-size", json!(details.virtual_size));
+    put("filename", json!(opened.name));
+    if let Some(size) = details.cluster_size {
+        put("cluster-size", json!(size));
+    }
+    put("format", json!(opened.image.format_name()));
+    put("actual-size", json!(actual));
+    if details.encryption.is_some() {
+        put("encrypted", json!(true));
+    }
+    if !details.specific.is_empty() {
+        put("format-specific", json!({ "type": opened.image.format_name(), "data": human::object(&details.specific) }));
+    }
+    if let Some(backing) = &details.backing {
+        let full = resolve(&backing.name, &opened.name).unwrap_or_else(|_| backing.name.clone());
+        put("full-backing-filename", json!(full));
+        put("backing-filename", json!(backing.name));
+    }
+    put("dirty-flag", json!(details.dirty));
+    Json::Object(map)
+}
+
+fn snapshot(snapshot: &Snapshot) -> Json {
+    let mut map = Map::new();
+    let mut put = |name: &str, value: Json| map.insert(name.to_string(), value);
+    if let Some(icount) = snapshot.icount {
+        put("icount", json!(icount));
+    }
+    put("vm-clock-nsec", json!(snapshot.vm_clock_nsec % 1_000_000_000));
+    put("name", json!(snapshot.name));
+    put("date-sec", json!(snapshot.date_sec));
+    put("date-nsec", json!(snapshot.date_nsec));
+    put("vm-clock-sec", json!(snapshot.vm_clock_nsec / 1_000_000_000));
+    put("id", json!(snapshot.id));
+    put("vm-state-size", json!(snapshot.vm_state_size));
+    Json::Object(map)
+}

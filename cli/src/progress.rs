@@ -1,0 +1,65 @@
+//! Progress: a bar on a terminal, QEMU's form elsewhere.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Shows how much of `total` is done.
+pub(crate) struct Progress {
+    total: u64,
+    shown: Shown,
+}
+
+enum Shown {
+    Nothing,
+    Bar(ProgressBar),
+    /// The last hundredth of a percent that was printed.
+    Plain(Mutex<u64>),
+}
+
+impl Progress {
+    pub(crate) fn new(enabled: bool, total: u64) -> Self {
+        let shown = match (enabled, std::io::stdout().is_terminal()) {
+            (false, _) => Shown::Nothing,
+            (true, true) => {
+                let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stdout());
+                let style = ProgressStyle::with_template(
+                    "{bar:40} {percent:>3}%  {bytes}/{total_bytes}  {bytes_per_sec}  eta {eta}",
+                );
+                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+                Shown::Bar(bar)
+            }
+            (true, false) => {
+                print!("    (0.00/100%)\r");
+                Shown::Plain(Mutex::new(0))
+            }
+        };
+        Progress { total, shown }
+    }
+
+    pub(crate) fn update(&self, done: u64) {
+        match &self.shown {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => bar.set_position(done),
+            Shown::Plain(last) => {
+                let part =
+                    if self.total == 0 { 10_000 } else { (u128::from(done) * 10_000 / u128::from(self.total)) as u64 };
+                let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                if part >= *last + 100 {
+                    *last = part;
+                    print!("    ({}.{:02}/100%)\r", part / 100, part % 100);
+                    let _ = std::io::stdout().flush();
+                }
+            }
+        }
+    }
+
+    pub(crate) fn finish(&self) {
+        match &self.shown {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => bar.finish_and_clear(),
+            Shown::Plain(_) => println!("    (100.00/100%)\r"),
+        }
+    }
+}
