@@ -72,17 +72,15 @@ impl Chain {
         let mut len = range.len;
         for (depth, layer) in (0u32..).zip(&self.layers) {
             let available = layer.info().length.saturating_sub(range.start);
-            if available == 0 {
-                // A shorter backing image: the layer above decides, and it reads as zeroes.
-                return Ok(Status { depth, len, ..Self::zeroes(range) });
-            }
             len = len.min(available);
             let extent = layer.map(Range::new(range.start, len), want).await?;
             len = extent.len.min(len);
             let mut status = Status { depth, len, ..Self::zeroes(range) };
             match extent.state {
-                State::Unallocated if depth as usize + 1 < self.layers.len() => continue,
-                State::Unallocated => return Ok(status),
+                // Beyond the end of a shorter backing image this layer decides, and it reads as zeroes.
+                State::Unallocated if self.reaches(depth as usize + 1, range.start) => continue,
+                // Space may be set aside all the same.
+                State::Unallocated => self.locate(&mut status, layer, extent.host),
                 State::Zero => {
                     status.present = true;
                     self.locate(&mut status, layer, extent.host);
@@ -104,6 +102,11 @@ impl Chain {
             return Ok(status);
         }
         Ok(Status { len, ..Self::zeroes(range) })
+    }
+
+    /// Whether there is a layer `depth` that is longer than `at`.
+    fn reaches(&self, depth: usize, at: u64) -> bool {
+        self.layers.get(depth).is_some_and(|layer| layer.info().length > at)
     }
 
     /// All of `range`, with neighbours that continue each other joined, handed to `each` in order.

@@ -109,7 +109,7 @@ fn text(opened: &Opened, details: &Details) -> String {
         out.push_str("Format specific information:\n");
         human::properties(&details.specific, 1, &mut out);
     }
-    let length = opened.file.info().length;
+    let length = file_length(opened);
     out.push_str(&format!(
         "Child node '/file':\n    filename: {}\n    protocol type: file\n    file length: {} ({length} bytes)\n    disk size: {disk_size}\n",
         opened.name,
@@ -122,7 +122,7 @@ fn value(opened: &Opened, details: &Details) -> Json {
     let actual = opened.file.allocated();
     let file = json!({
         "children": [],
-        "virtual-size": opened.file.info().length,
+        "virtual-size": file_length(opened),
         "filename": opened.name,
         "format": "file",
         "actual-size": actual,
@@ -174,4 +174,9 @@ fn snapshot(snapshot: &Snapshot) -> Json {
     put("id", json!(snapshot.id));
     put("vm-state-size", json!(snapshot.vm_state_size));
     Json::Object(map)
+}
+
+/// Length of the file in whole sectors of 512 bytes, as QEMU counts it.
+fn file_length(opened: &Opened) -> u64 {
+    opened.file.info().length.next_multiple_of(512)
 }

@@ -134,7 +134,7 @@ impl Qcow2 {
     fn piece(&self, mapping: Mapping, within_cluster: u64) -> (State, Option<Host>) {
         let place = |host: u64| Some(Host { role: self.role(), at: host + within_cluster });
         match mapping {
-            Mapping::Unallocated { .. } => (State::Unallocated, None),
+            Mapping::Unallocated { host } => (State::Unallocated, host.and_then(place)),
             Mapping::Zero { host } => (State::Zero, host.and_then(place)),
             Mapping::Data { host } if self.header.encryption == Encryption::None => (State::Data, place(host)),
             Mapping::Data { host } => (State::Encrypted, place(host)),

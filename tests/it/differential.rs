@@ -1,0 +1,356 @@
+//! Against qemu-img and qemu-io: the same contents, whoever writes and whoever reads.
+
+use std::sync::Arc;
+
+use diskette::drivers::OpenOptions;
+use diskette::engine::status::Chain;
+use diskette::native::{File, FileOpener, FileOptions};
+use diskette::{Gate, Image, ImageOptions, Node, Policy, Range, Want, WriteFlags, block_on};
+
+use crate::support::{Random, Scratch, open, oracle, read, tool, write};
+
+/// Create options, one entry each for `-o`.
+const OPTIONS: &[&str] = &[
+    "compat=1.1",
+    "compat=0.10",
+    "cluster_size=512",
+    "cluster_size=1k,refcount_bits=1",
+    "cluster_size=2k,refcount_bits=2",
+    "cluster_size=4k,refcount_bits=4",
+    "cluster_size=8k,refcount_bits=8",
+    "cluster_size=16k,refcount_bits=32",
+    "cluster_size=32k,refcount_bits=64",
+    "cluster_size=1M",
+    "cluster_size=2M",
+    "extended_l2=on",
+    "extended_l2=on,cluster_size=16k",
+    "lazy_refcounts=on",
+    "compression_type=zstd",
+    "preallocation=metadata",
+    "preallocation=falloc",
+    "preallocation=full",
+    "data_file=data.raw",
+    "data_file=data.raw,data_file_raw=on",
+];
+
+const SIZE: u64 = 5 << 20;
+
+/// QEMU makes a data file in the current directory; an absolute name puts it beside the image.
+fn in_scratch(options: &str, scratch: &Scratch) -> String {
+    options.replace("data.raw", &scratch.path("data.raw"))
+}
+
+fn open_path(path: &str, write: bool) -> Arc<Image> {
+    let file = File::open(path, FileOptions { read_only: !write, ..FileOptions::default() }).unwrap();
+    let options = OpenOptions {
+        read_only: !write,
+        gate: Gate::new(Policy::Allow, Arc::new(FileOpener::default())),
+        image: ImageOptions { discard: true, ..ImageOptions::default() },
+        ..OpenOptions::default()
+    };
+    open(file, &options).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn contents(path: &str, scratch: &Scratch) -> Vec<u8> {
+    let raw = scratch.path("oracle.raw");
+    oracle("qemu-img", &["convert", "-O", "raw", path, &raw]);
+    std::fs::read(raw).unwrap()
+}
+
+fn assert_clean(path: &str) {
+    let output = tool("qemu-img", &["check", path]);
+    assert!(
+        output.status.success(),
+        "{path}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The map in the words of `qemu-img map --output=json`.
+fn our_map(image: &Arc<Image>) -> Vec<(u64, u64, u32, bool, bool, Option<u64>)> {
+    let mut extents = Vec::new();
+    let chain = Chain::of(image.clone());
+    let walk = chain.walk(Range::new(0, image.info().length), Want::Allocation, |status| {
+        extents.push((status.start, status.len, status.depth, status.zero, status.compressed, status.offset));
+    });
+    block_on(walk).unwrap();
+    extents
+}
+
+fn their_map(path: &str) -> Vec<(u64, u64, u32, bool, bool, Option<u64>)> {
+    let text = oracle("qemu-img", &["map", "--output=json", path]);
+    text.lines()
+        .map(|line| {
+            let field = |name: &str| {
+                let start = line.find(&format!("\"{name}\": "))? + name.len() + 4;
+                Some(line[start..].split([',', '}']).next().unwrap().trim().to_string())
+            };
+            let number = |name: &str| field(name).and_then(|text| text.parse().ok());
+            (
+                number("start").unwrap(),
+                number("length").unwrap(),
+                number("depth").unwrap() as u32,
+                field("zero").unwrap() == "true",
+                field("compressed").unwrap() == "true",
+                number("offset"),
+            )
+        })
+        .collect()
+}
+
+/// Compares maps and shows the first difference.
+fn assert_same_map(image: &Arc<Image>, path: &str, what: &str) {
+    let (ours, theirs) = (our_map(image), their_map(path));
+    let first = ours.iter().zip(&theirs).position(|(one, other)| one != other);
+    if let Some(at) = first {
+        panic!(
+            "{what}: extent {at} is {:?}, QEMU says {:?}",
+            &ours[at..ours.len().min(at + 3)],
+            &theirs[at..theirs.len().min(at + 3)]
+        );
+    }
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+}
+
+#[test]
+fn what_we_write_qemu_reads_and_finds_clean() {
+    for (index, options) in OPTIONS.iter().enumerate() {
+        let scratch = Scratch::new("ours");
+        let path = scratch.path("image.qcow2");
+        let base = scratch.path("base.raw");
+        let options = in_scratch(options, &scratch);
+        let backed = index % 2 == 0 && !options.contains("prealloc") && !options.contains("raw=on");
+        let mut random = Random::new(index as u64);
+        let mut model = vec![0; SIZE as usize];
+        let mut args = vec!["create", "-q", "-f", "qcow2", "-o", options.as_str()];
+        if backed {
+            let bytes: Vec<u8> = (0..SIZE / 2).map(|_| random.next() as u8).collect();
+            std::fs::write(&base, &bytes).unwrap();
+            model[..bytes.len()].copy_from_slice(&bytes);
+            args.extend(["-b", &base, "-F", "raw"]);
+        }
+        let size = SIZE.to_string();
+        args.extend([path.as_str(), size.as_str()]);
+        oracle("qemu-img", &args);
+        for _round in 0..3 {
+            let image = open_path(&path, true);
+            for _ in 0..40 {
+                let range = random.range(SIZE, 200_000, 65536);
+                let part = range.start as usize..range.end() as usize;
+                match random.below(6) {
+                    0..=3 => {
+                        let bytes: Vec<u8> = (0..range.len).map(|_| random.next() as u8).collect();
+                        write(&*image, range.start, &bytes).unwrap();
+                        model[part].copy_from_slice(&bytes);
+                    }
+                    4 => {
+                        let may_unmap = random.below(2) == 0;
+                        block_on(image.write_zeroes(range, WriteFlags { may_unmap, ..WriteFlags::default() })).unwrap();
+                        model[part].fill(0);
+                    }
+                    _ => {
+                        block_on(image.discard(range)).unwrap();
+                        model[part.clone()].copy_from_slice(&read(&*image, range.start, range.len as usize).unwrap());
+                    }
+                }
+            }
+            block_on(image.close()).unwrap();
+            drop(image);
+            assert_clean(&path);
+            assert!(contents(&path, &scratch) == model, "{options}: QEMU reads something else");
+        }
+        if options.contains("raw=on") {
+            assert!(std::fs::read(scratch.path("data.raw")).unwrap() == model, "the raw data file is the disk");
+        }
+        if !options.contains("data_file") && !options.contains("prealloc") {
+            assert_same_map(&open_path(&path, false), &path, &options);
+        }
+    }
+}
+
+#[test]
+fn what_qemu_writes_we_read_alike() {
+    for (index, options) in OPTIONS.iter().enumerate() {
+        let scratch = Scratch::new("theirs");
+        let options = in_scratch(options, &scratch);
+        let path = scratch.path("image.qcow2");
+        oracle("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, &path, &SIZE.to_string()]);
+        let mut random = Random::new(1000 + index as u64);
+        let mut commands: Vec<String> = Vec::new();
+        for _ in 0..30 {
+            let range = random.range(SIZE, 300_000, 65536);
+            let Range { start, len } = range;
+            commands.push(match random.below(5) {
+                0..=2 => format!("write -P {} {start} {len}", random.below(256)),
+                3 => format!("write -z {} {start} {len}", if random.below(2) == 0 { "-u" } else { "" }),
+                _ => format!("discard {start} {len}"),
+            });
+        }
+        if !["data_file", "extended_l2", "prealloc"].iter().any(|name| options.contains(name)) {
+            // A whole cluster can be written compressed where nothing is.
+            commands.insert(0, "write -c -P 77 2M 2M".to_string());
+        }
+        let mut args = vec!["-f", "qcow2", "-d", "unmap"];
+        for command in &commands {
+            args.extend(["-c", command.as_str()]);
+        }
+        args.push(&path);
+        oracle("qemu-io", &args);
+        let image = open_path(&path, false);
+        assert!(read(&*image, 0, SIZE as usize).unwrap() == contents(&path, &scratch), "{options}: contents");
+        if !options.contains("data_file") && !options.contains("prealloc") {
+            assert_same_map(&image, &path, &options);
+        }
+        let report = block_on(image.check()).unwrap();
+        assert!(report.is_clean(), "{options}: {:?}", report.findings);
+        let theirs = oracle("qemu-img", &["check", "--output=json", &path]);
+        for (name, ours) in [
+            ("image-end-offset", report.image_end_offset),
+            ("total-clusters", report.total_clusters),
+            ("allocated-clusters", report.allocated_clusters),
+            ("fragmented-clusters", report.fragmented_clusters),
+            ("compressed-clusters", report.compressed_clusters),
+        ] {
+            let found = theirs.lines().find(|line| line.contains(&format!("\"{name}\"")));
+            let found = found.and_then(|line| line.split(':').nth(1)).map(|text| text.trim().trim_end_matches(','));
+            assert_eq!(found.unwrap_or("0"), ours.to_string(), "{options}: {name}");
+        }
+    }
+}
+
+#[test]
+fn compressed_images_read_like_their_source() {
+    for kind in ["zlib", "zstd"] {
+        for cluster in ["512", "4k", "64k", "2M"] {
+            let scratch = Scratch::new("compressed");
+            let (raw, path) = (scratch.path("source.raw"), scratch.path("image.qcow2"));
+            let mut random = Random::new(5);
+            let bytes: Vec<u8> = (0..6_000_000u64)
+                .map(|at| if at % 300_000 < 150_000 { (at / 1000) as u8 } else { random.next() as u8 & 0x3f })
+                .collect();
+            std::fs::write(&raw, &bytes).unwrap();
+            let options = format!("compression_type={kind},cluster_size={cluster}");
+            oracle("qemu-img", &["convert", "-c", "-O", "qcow2", "-o", &options, &raw, &path]);
+            let image = open_path(&path, false);
+            assert!(read(&*image, 0, bytes.len()).unwrap() == bytes, "{options}");
+            for _ in 0..200 {
+                let range = random.range(bytes.len() as u64, 5000, 512);
+                let expected = &bytes[range.start as usize..range.end() as usize];
+                assert!(read(&*image, range.start, range.len as usize).unwrap() == expected, "{options} {range:?}");
+            }
+            drop(image);
+            // Writing over compressed clusters moves them out and keeps the image clean.
+            let image = open_path(&path, true);
+            let mut model = bytes.clone();
+            for _ in 0..40 {
+                let range = random.range(bytes.len() as u64, 100_000, 4096);
+                write(&*image, range.start, &vec![9; range.len as usize]).unwrap();
+                model[range.start as usize..range.end() as usize].fill(9);
+            }
+            block_on(image.close()).unwrap();
+            drop(image);
+            assert_clean(&path);
+            assert!(contents(&path, &scratch)[..model.len()] == model, "{options}: after overwriting");
+        }
+    }
+}
+
+#[test]
+fn a_chain_of_mixed_formats_and_sizes_reads_alike() {
+    let scratch = Scratch::new("chain");
+    let base = scratch.path("base.raw");
+    let middle = scratch.path("middle.qcow2");
+    let top = scratch.path("top.qcow2");
+    let bytes: Vec<u8> = (0..3_000_320u64).map(|at| (at / 777) as u8 | 1).collect();
+    std::fs::write(&base, &bytes).unwrap();
+    // The middle is longer than the base, the top longer than the middle and then shorter than the base.
+    oracle("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", &middle, "4M"]);
+    oracle("qemu-io", &["-c", "write -P 5 3500k 100k", "-c", "write -P 6 100k 10k", &middle]);
+    for size in ["8M", "1M"] {
+        let _ = std::fs::remove_file(&top);
+        oracle(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", "middle.qcow2", "-F", "qcow2", &top, size],
+        );
+        oracle("qemu-io", &["-c", "write -P 9 64k 3k", &top]);
+        let image = open_path(&top, false);
+        let length = image.info().length as usize;
+        assert!(read(&*image, 0, length).unwrap() == contents(&top, &scratch), "{size}");
+        assert_same_map(&image, &top, size);
+    }
+}
+
+#[test]
+fn an_image_with_snapshots_and_bitmaps_is_written_without_harming_them() {
+    let scratch = Scratch::new("snapshots");
+    let path = scratch.path("image.qcow2");
+    oracle("qemu-img", &["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", &path, "4M"]);
+    oracle("qemu-io", &["-c", "write -P 1 0 1M", &path]);
+    oracle("qemu-img", &["snapshot", "-c", "before", &path]);
+    let image = open_path(&path, true);
+    assert_eq!(image.describe().unwrap().snapshots[0].name, "before");
+    write(&*image, 1000, &[2; 300_000]).unwrap();
+    block_on(image.write_zeroes(Range::new(400_000, 200_000), WriteFlags { may_unmap: true, ..WriteFlags::default() }))
+        .unwrap();
+    block_on(image.close()).unwrap();
+    drop(image);
+    assert_clean(&path);
+    let now = contents(&path, &scratch);
+    assert!(now[..1000].iter().all(|byte| *byte == 1) && now[1000..301_000].iter().all(|byte| *byte == 2));
+    assert!(now[400_000..600_000].iter().all(|byte| *byte == 0));
+    let old = scratch.path("old.raw");
+    oracle("qemu-img", &["convert", "-l", "snapshot.name=before", "-O", "raw", &path, &old]);
+    assert!(std::fs::read(old).unwrap()[..1 << 20].iter().all(|byte| *byte == 1), "the snapshot is untouched");
+
+    oracle("qemu-img", &["bitmap", "--add", &path, "dirty"]);
+    assert_eq!(open_path(&path, false).describe().unwrap().bitmaps[0].name, "dirty");
+    let image = open_path(&path, true);
+    write(&*image, 0, &[3; 512]).unwrap();
+    block_on(image.close()).unwrap();
+    drop(image);
+    // We do not keep bitmaps up to date, so they must not be believed any more.
+    let info = oracle("qemu-img", &["info", &path]);
+    assert!(!info.contains("name: dirty"), "{info}");
+}
+
+#[test]
+fn qemu_and_we_respect_each_others_locks() {
+    let scratch = Scratch::new("locks");
+    let path = scratch.path("image.qcow2");
+    oracle("qemu-img", &["create", "-q", "-f", "qcow2", &path, "1M"]);
+    let image = open_path(&path, true);
+    let theirs = tool("qemu-io", &["-c", "write 0 512", &path]);
+    assert!(String::from_utf8_lossy(&theirs.stderr).contains("lock"), "QEMU writes while we do");
+    let theirs = tool("qemu-img", &["info", &path]);
+    assert!(String::from_utf8_lossy(&theirs.stderr).contains("lock"), "QEMU reads while we write");
+    let error = File::open(&path, FileOptions { read_only: true, ..FileOptions::default() }).unwrap_err();
+    assert!(error.to_string().contains("Failed to get"), "{error}");
+    File::open(&path, FileOptions { read_only: true, force_share: true, ..FileOptions::default() })
+        .expect("unless forced");
+    block_on(image.close()).unwrap();
+    drop(image);
+    oracle("qemu-io", &["-c", "write 0 512", &path]);
+
+    let mut server = std::process::Command::new("qemu-nbd")
+        .args(["-f", "qcow2", "-k", &scratch.path("socket"), &path])
+        .spawn()
+        .expect("qemu-nbd (Debian: qemu-utils) is needed");
+    let mut refused = None;
+    for _ in 0..200 {
+        match File::open(&path, FileOptions::default()) {
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+            Ok(file) => drop(file),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let _ = server.kill();
+    let _ = server.wait();
+    let refused = refused.expect("a running server holds the image");
+    assert!(refused.to_string().contains("lock"), "{refused}");
+    assert_eq!(refused.kind(), diskette::ErrorKind::Busy);
+    assert!(scratch.dir().exists());
+}

@@ -1,0 +1,253 @@
+//! Images that lie. Each gives an error that says where and what; none panics, hangs or takes memory by its own word.
+
+use std::sync::Arc;
+
+use diskette::drivers::OpenOptions;
+use diskette::{ErrorKind, Gate, Memory, Node, Policy, block_on};
+
+use crate::support::{Random, create, open, read, with_files, writable, write};
+
+fn patched(options: &[(&str, &str)], patches: &[(usize, &[u8])]) -> Arc<Memory> {
+    let mut bytes = create(1 << 20, options);
+    for (at, patch) in patches {
+        bytes[*at..at + patch.len()].copy_from_slice(patch);
+    }
+    Memory::new(bytes)
+}
+
+fn refusal(patches: &[(usize, &[u8])]) -> diskette::Error {
+    let options = OpenOptions { format: Some("qcow2".into()), ..OpenOptions::default() };
+    open(patched(&[], patches), &options).expect_err("the image must be refused")
+}
+
+#[test]
+fn refuses_header_fields_out_of_range_by_name_and_offset() {
+    let cases: &[(&str, usize, &[u8])] = &[
+        ("cluster_bits", 20, &8u32.to_be_bytes()),
+        ("cluster_bits", 20, &22u32.to_be_bytes()),
+        ("cluster_bits", 20, &u32::MAX.to_be_bytes()),
+        ("crypt_method", 32, &3u32.to_be_bytes()),
+        ("l1_size", 36, &0x0100_0000u32.to_be_bytes()),
+        ("l1_size", 36, &0u32.to_be_bytes()),
+        ("l1_table_offset", 40, &1u64.to_be_bytes()),
+        ("l1_table_offset", 40, &(1u64 << 40).to_be_bytes()),
+        ("l1_table_offset", 40, &(u64::MAX << 16).to_be_bytes()),
+        ("refcount_table_offset", 48, &7u64.to_be_bytes()),
+        ("refcount_table_clusters", 56, &0u32.to_be_bytes()),
+        ("refcount_table_clusters", 56, &u32::MAX.to_be_bytes()),
+        ("nb_snapshots", 60, &65537u32.to_be_bytes()),
+        ("refcount_order", 96, &7u32.to_be_bytes()),
+        ("header_length", 100, &103u32.to_be_bytes()),
+        ("header_length", 100, &u32::MAX.to_be_bytes()),
+        ("compression_type", 104, &[2]),
+        ("size", 24, &u64::MAX.to_be_bytes()),
+    ];
+    for (field, offset, value) in cases {
+        let error = refusal(&[(*offset, value)]);
+        let text = error.to_string();
+        // A size without enough L1 entries is a fact about the L1 table.
+        let expected = if *field == "size" { "l1_size" } else { field };
+        assert!(text.contains(expected), "{field}: {text}");
+        assert!(text.contains("expected"), "{field}: {text}");
+        assert!(error.context().offset.is_some(), "{field}: {text}");
+    }
+}
+
+#[test]
+fn refuses_unknown_incompatible_bits_by_number_and_name() {
+    let error = refusal(&[(72, &(1u64 << 5).to_be_bytes())]);
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("incompatible bit 5"), "{error}");
+    // The image's own table has a name for bit 0; make it one for bit 40.
+    let mut bytes = create(1 << 20, &[]);
+    bytes[72..80].copy_from_slice(&(1u64 << 40).to_be_bytes());
+    let table = bytes.windows(9).position(|window| window == b"dirty bit").unwrap();
+    bytes[table - 1] = 40;
+    let error = open(Memory::new(bytes), &OpenOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("dirty bit (incompatible bit 40)"), "{error}");
+}
+
+#[test]
+fn a_corrupt_or_dirty_image_opens_read_only() {
+    for (bit, says) in [(0u64, "qemu-img check -r all"), (1, "read-only")] {
+        let file = patched(&[], &[(72, &(1u64 << bit).to_be_bytes())]);
+        open(file.clone(), &OpenOptions::default()).expect("read-only is fine");
+        let error = open(file, &writable()).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
+
+#[test]
+fn an_encrypted_image_shows_its_structure_but_no_data() {
+    let mut bytes = create(1 << 20, &[("preallocation", "metadata")]);
+    bytes[32..36].copy_from_slice(&1u32.to_be_bytes());
+    let file = Memory::new(bytes);
+    let image = open(file.clone(), &OpenOptions::default()).unwrap();
+    assert_eq!(image.describe().unwrap().encryption, Some("aes"));
+    assert!(block_on(image.check()).unwrap().is_clean());
+    let error = read(&*image, 0, 512).unwrap_err();
+    assert!(error.to_string().contains("encrypted"), "{error}");
+    assert!(open(file, &writable()).is_err());
+}
+
+#[test]
+fn every_truncation_is_an_error_or_a_smaller_truth() {
+    let file = Memory::new(create(1 << 20, &[("cluster_size", "512")]));
+    let image = open(file.clone(), &writable()).unwrap();
+    write(&*image, 5000, &[3; 2000]).unwrap();
+    block_on(image.close()).unwrap();
+    let bytes = file.to_vec();
+    let options = OpenOptions { format: Some("qcow2".into()), ..OpenOptions::default() };
+    for length in (0..120).chain((120..bytes.len()).step_by(97)) {
+        match open(Memory::new(&bytes[..length]), &options) {
+            Err(error) => {
+                assert!(error.to_string().contains("expected") || error.context().offset.is_some(), "{length}: {error}")
+            }
+            Ok(image) => {
+                assert!(length >= 104);
+                if let Ok(contents) = read(&*image, 0, 1 << 20) {
+                    let known = contents[5000..7000].iter().all(|byte| *byte == 3);
+                    assert!(known, "length {length}: silent wrong data");
+                }
+                let _ = block_on(image.check());
+            }
+        }
+    }
+}
+
+/// The offset of the first L2 table of an image with one allocated cluster at guest offset 0.
+fn with_one_cluster() -> (Vec<u8>, usize, usize) {
+    let file = Memory::new(create(1 << 20, &[]));
+    let image = open(file.clone(), &writable()).unwrap();
+    write(&*image, 0, &[5; 65536]).unwrap();
+    block_on(image.close()).unwrap();
+    let bytes = file.to_vec();
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let l1 = number(40);
+    let l2 = number(l1) & 0x00ff_ffff_ffff_fe00;
+    (bytes.clone(), l1, l2)
+}
+
+#[test]
+fn entries_that_point_nowhere_or_at_metadata_are_errors() {
+    let (bytes, l1, l2) = with_one_cluster();
+    let copied = 1u64 << 63;
+    let cases: &[(&str, usize, u64)] = &[
+        ("an L1 entry beyond the file", l1, copied | 1 << 40),
+        ("an unaligned L1 entry", l1, copied | 0x200),
+        ("an L1 entry with reserved bits", l1, copied | 0x50000 | 3 << 57),
+        ("an L2 entry beyond the file", l2, copied | 1 << 40),
+        ("an unaligned L2 entry", l2, copied | 0x50200),
+        ("a compressed entry beyond the file", l2, 1 << 62 | 1 << 40),
+    ];
+    for (what, at, entry) in cases {
+        let mut bytes = bytes.clone();
+        bytes[*at..at + 8].copy_from_slice(&entry.to_be_bytes());
+        let image = open(Memory::new(bytes), &OpenOptions::default()).unwrap();
+        let error = read(&*image, 0, 4096).expect_err(what);
+        assert!(error.context().offset.is_some(), "{what}: {error}");
+        assert!(block_on(image.check()).unwrap().corruptions > 0, "{what}");
+    }
+    // Writing through entries that lead to metadata would destroy the image.
+    for (what, target) in [("the header", 0u64), ("the L1 table", l1 as u64), ("itself", l2 as u64)] {
+        if target == 0 {
+            continue;
+        }
+        let mut bytes = bytes.clone();
+        bytes[l2..l2 + 8].copy_from_slice(&(copied | target).to_be_bytes());
+        let image = open(Memory::new(bytes), &writable()).unwrap();
+        let error = write(&*image, 0, &[1; 512]).expect_err(what);
+        assert!(error.to_string().contains("Preventing invalid write on metadata"), "{what}: {error}");
+    }
+}
+
+#[test]
+fn refcounts_that_call_metadata_free_do_not_get_it_overwritten() {
+    let (mut bytes, _, _) = with_one_cluster();
+    let number = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let table = number(&bytes, 48);
+    let block = number(&bytes, table);
+    bytes[block..block + 65536].fill(0);
+    let image = open(Memory::new(bytes), &writable()).unwrap();
+    let error = write(&*image, 512 << 10, &[1; 512]).unwrap_err();
+    assert!(error.to_string().contains("Preventing invalid write on metadata"), "{error}");
+}
+
+#[test]
+fn a_small_file_that_claims_gigabytes_costs_nothing() {
+    let mut bytes = create(1 << 20, &[]);
+    bytes.truncate(120);
+    bytes[104..112].fill(0);
+    bytes[100..104].copy_from_slice(&104u32.to_be_bytes());
+    // A header extension of 4 GiB - 1.
+    bytes[104..108].copy_from_slice(&0x1234_5678u32.to_be_bytes());
+    bytes[108..112].copy_from_slice(&u32::MAX.to_be_bytes());
+    let options = OpenOptions { format: Some("qcow2".into()), ..OpenOptions::default() };
+    let error = open(Memory::new(bytes), &options).unwrap_err();
+    assert!(error.to_string().contains("expected") || error.to_string().contains("too large"), "{error}");
+}
+
+#[test]
+fn a_backing_loop_and_an_endless_chain_end() {
+    let looped: Arc<dyn Node> =
+        Memory::read_only(create(1 << 20, &[("backing_file", "loop"), ("backing_fmt", "qcow2")]), "loop");
+    let options = with_files(OpenOptions::default(), &[("loop", looped.clone())]);
+    let error = open(looped, &options).unwrap_err();
+    assert!(error.to_string().contains("leads back"), "{error}");
+
+    let files: Vec<(String, Arc<dyn Node>)> = (0..10_000)
+        .map(|number| {
+            let next = format!("image{}", number + 1);
+            let bytes = create(1 << 20, &[("cluster_size", "512"), ("backing_file", &next), ("backing_fmt", "qcow2")]);
+            (format!("image{number}"), Memory::read_only(bytes, format!("image{number}")) as Arc<dyn Node>)
+        })
+        .collect();
+    let named: Vec<(&str, Arc<dyn Node>)> = files.iter().map(|(name, node)| (name.as_str(), node.clone())).collect();
+    let options = with_files(OpenOptions::default(), &named);
+    let error = open(files[0].1.clone(), &options).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::OverBudget | ErrorKind::Invalid), "{error}");
+}
+
+#[test]
+fn nothing_is_opened_unless_the_policy_allows_it() {
+    let base: Arc<dyn Node> = Memory::read_only(vec![1; 4096], "base");
+    let top = |name: &str| Memory::new(create(4096, &[("backing_file", name), ("backing_fmt", "raw")]));
+    let error = open(top("base"), &OpenOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert!(error.to_string().contains("'base'"), "{error}");
+    for (name, allowed) in
+        [("base", true), ("../base", false), ("/base", false), ("nbd://x", false), ("json:{}", false)]
+    {
+        let mut options = with_files(OpenOptions::default(), &[(name, base.clone())]);
+        let table = crate::support::Table([(name.to_string(), base.clone())].into());
+        options.gate = Gate::new(Policy::SameDirectory, Arc::new(table));
+        assert_eq!(open(top(name), &options).is_ok(), allowed, "{name}");
+    }
+}
+
+#[test]
+fn random_damage_never_panics() {
+    let (bytes, _, _) = with_one_cluster();
+    let mut random = Random::new(77);
+    for _ in 0..3000 {
+        let mut damaged = bytes.clone();
+        for _ in 0..1 + random.below(6) {
+            let region = *random.pick(&[0u64, 0x10000, 0x20000, 0x30000, 0x40000]);
+            let at = (region + random.below(112)) as usize % damaged.len();
+            damaged[at] = random.next() as u8;
+        }
+        let file = Memory::new(damaged);
+        if let Ok(image) = open(file.clone(), &OpenOptions::default()) {
+            let _ = read(&*image, 0, 100_000.min(image.info().length as usize));
+            let _ = block_on(image.check());
+        }
+        if let Ok(image) = open(file, &writable()) {
+            let _ = write(
+                &*image,
+                70_000.min(image.info().length),
+                &[1; 600][..600.min(image.info().length.saturating_sub(70_000) as usize)],
+            );
+            let _ = block_on(image.close());
+        }
+    }
+}

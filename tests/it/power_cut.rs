@@ -1,0 +1,155 @@
+//! At every write of a history, with any subset of unflushed sectors lost, the image opens, what was flushed is there,
+//! and the check finds leaks at most. Failing writes do no more harm.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use diskette::drivers::OpenOptions;
+use diskette::{ErrorKind, Memory, Node, WriteFlags, block_on};
+
+use crate::support::{Random, TestNode, create, open, read, with_files, writable, write};
+
+const GEOMETRIES: &[&[(&str, &str)]] = &[
+    &[("cluster_size", "512")],
+    &[("cluster_size", "1k"), ("refcount_bits", "64")],
+    &[("cluster_size", "4k")],
+    &[("cluster_size", "2k"), ("compat", "0.10")],
+    &[("cluster_size", "16k"), ("extended_l2", "on")],
+    &[("cluster_size", "1k"), ("lazy_refcounts", "on")],
+];
+
+const SIZE: u64 = 200 << 10;
+
+/// What each byte may be after a power cut: what was flushed, or what was written after it.
+struct Possible {
+    flushed: Vec<u8>,
+    /// Bytes touched since the flush.
+    touched: Vec<bool>,
+}
+
+#[test]
+fn a_power_cut_loses_nothing_that_was_flushed() {
+    for (index, options) in GEOMETRIES.iter().enumerate() {
+        for seed in 0..3 {
+            cut_history(seed + 50 * index as u64, options);
+        }
+    }
+}
+
+fn cut_history(seed: u64, options: &[(&str, &str)]) {
+    let mut random = Random::new(seed);
+    let backing: Vec<u8> = (0..SIZE / 2).map(|_| random.next() as u8 | 1).collect();
+    let base: Arc<dyn Node> = Memory::read_only(backing.clone(), "base");
+    let mut all = options.to_vec();
+    all.extend([("backing_file", "base"), ("backing_fmt", "raw")]);
+    let node = TestNode::new(create(SIZE, &all));
+    let options = with_files(writable(), &[("base", base)]);
+    node.record();
+    let image = open(node.clone(), &options).unwrap();
+    let mut model = vec![0; SIZE as usize];
+    model[..backing.len()].copy_from_slice(&backing);
+    // For every moment: what is certain.
+    let mut states: Vec<Possible> = vec![Possible { flushed: model.clone(), touched: vec![false; SIZE as usize] }];
+    let mut state_of_moment: Vec<usize> = Vec::new();
+    let mut touched = vec![false; SIZE as usize];
+    for _ in 0..22 {
+        let range = random.range(SIZE, 9000, 1024);
+        let part = range.start as usize..range.end() as usize;
+        touched[part.clone()].fill(true);
+        // The bytes of a request in flight are uncertain while it runs.
+        let last = states.last().unwrap();
+        states.push(Possible { flushed: last.flushed.clone(), touched: touched.clone() });
+        match random.below(7) {
+            0..=3 => {
+                let bytes: Vec<u8> = (0..range.len).map(|_| random.next() as u8).collect();
+                write(&*image, range.start, &bytes).unwrap();
+                model[part].copy_from_slice(&bytes);
+            }
+            4 => {
+                block_on(image.write_zeroes(range, WriteFlags { may_unmap: true, ..WriteFlags::default() })).unwrap();
+                model[part].fill(0);
+            }
+            5 => {
+                block_on(image.discard(range)).unwrap();
+                model[part.clone()].copy_from_slice(&read(&*image, range.start, range.len as usize).unwrap());
+            }
+            _ => {
+                block_on(image.flush()).unwrap();
+                state_of_moment.resize(node.history_len(), states.len() - 1);
+                touched.fill(false);
+                states.push(Possible { flushed: model.clone(), touched: touched.clone() });
+            }
+        }
+        state_of_moment.resize(node.history_len(), states.len() - 1);
+    }
+    block_on(image.close()).unwrap();
+    state_of_moment.resize(node.history_len(), states.len() - 1);
+    for (moment, snapshot) in node.history().iter().enumerate() {
+        for keep_of_8 in [0, 4, 4, 7, 8] {
+            let file = Memory::new(snapshot.survive(&mut random, keep_of_8));
+            let possible = &states[state_of_moment[moment]];
+            let image = open(file, &OpenOptions { read_only: true, ..options.clone() })
+                .unwrap_or_else(|error| panic!("seed {seed} moment {moment}: {error}"));
+            let report = block_on(image.check()).unwrap();
+            let lazy = image.describe().unwrap().dirty;
+            assert!(
+                lazy || (report.corruptions, report.check_errors) == (0, 0),
+                "seed {seed} moment {moment}: {:?}",
+                report.findings
+            );
+            let contents = read(&*image, 0, SIZE as usize).unwrap();
+            for (at, byte) in contents.iter().enumerate() {
+                assert!(
+                    possible.touched[at] || *byte == possible.flushed[at],
+                    "seed {seed} moment {moment} keep {keep_of_8}: byte {at:#x} is {byte:#x}, flushed was {:#x}",
+                    possible.flushed[at]
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_at_any_write_leaves_leaks_at_most() {
+    for (index, options) in GEOMETRIES.iter().enumerate() {
+        let image_bytes = create(SIZE, options);
+        let mut limit = 0;
+        loop {
+            let mut random = Random::new(900 + index as u64);
+            let node = TestNode::new(image_bytes.clone());
+            node.fail_at.store(limit, Ordering::Relaxed);
+            let image = open(node.clone(), &writable()).unwrap();
+            let mut certain: Vec<Option<u8>> = vec![Some(0); SIZE as usize];
+            let mut failed = false;
+            for _ in 0..14 {
+                let range = random.range(SIZE, 5000, 512);
+                let bytes = vec![random.next() as u8 | 1; range.len as usize];
+                match write(&*image, range.start, &bytes) {
+                    Ok(()) => certain[range.start as usize..range.end() as usize].fill(Some(bytes[0])),
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+                        certain[range.start as usize..range.end() as usize].fill(None);
+                        failed = true;
+                    }
+                }
+                failed |= block_on(image.flush()).is_err();
+            }
+            // Space is there again: everything that was acknowledged is readable and can be written back.
+            node.fail_at.store(usize::MAX, Ordering::Relaxed);
+            let contents = read(&*image, 0, SIZE as usize).unwrap();
+            for (at, byte) in contents.iter().enumerate() {
+                assert!(certain[at].is_none_or(|value| value == *byte), "geometry {index} limit {limit} byte {at}");
+            }
+            block_on(image.close()).unwrap();
+            let reopened = open(Memory::new(node.bytes()), &OpenOptions::default()).unwrap();
+            let report = block_on(reopened.check()).unwrap();
+            assert_eq!((report.corruptions, report.check_errors), (0, 0), "limit {limit}: {:?}", report.findings);
+            assert!(read(&*reopened, 0, SIZE as usize).unwrap() == contents, "geometry {index} limit {limit}");
+            if !failed {
+                break;
+            }
+            limit += 1;
+        }
+        assert!(limit > 10, "the history has writes to fail");
+    }
+}
