@@ -1,4 +1,5 @@
 //! All integration tests in one binary.
+#![allow(unreachable_pub)]
 
 mod differential;
 mod hostile;

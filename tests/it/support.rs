@@ -81,8 +81,6 @@ pub enum Pending {
 pub struct Snapshot {
     pub durable: Vec<u8>,
     pub pending: Vec<Pending>,
-    /// How many flushes the guest had completed; set by the test.
-    pub mark: usize,
 }
 
 impl Snapshot {
@@ -128,7 +126,7 @@ impl TestNode {
         self.state.lock().unwrap().history.clone().unwrap_or_default()
     }
 
-    /// Marks all later moments.
+    /// How many moments were recorded.
     pub fn history_len(&self) -> usize {
         self.state.lock().unwrap().history.as_ref().map_or(0, Vec::len)
     }
@@ -137,17 +135,13 @@ impl TestNode {
         self.state.lock().unwrap().current.clone()
     }
 
-    pub fn mutations(&self) -> usize {
-        self.mutations.load(Ordering::Relaxed)
-    }
-
     fn mutate(&self, change: impl FnOnce(&mut TestState)) -> Result<()> {
         if self.mutations.fetch_add(1, Ordering::Relaxed) >= self.fail_at.load(Ordering::Relaxed) {
             return Err(Error::new(self.fail_with, "no space left, says the test"));
         }
         let mut state = self.state.lock().unwrap();
         change(&mut state);
-        let snapshot = Snapshot { durable: state.durable.clone(), pending: state.pending.clone(), mark: 0 };
+        let snapshot = Snapshot { durable: state.durable.clone(), pending: state.pending.clone() };
         if let Some(history) = &mut state.history {
             history.push(snapshot);
         }

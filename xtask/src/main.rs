@@ -1,3 +1,56 @@
-//! Development tasks.
+//! Development tasks: `cargo xtask help` lists them.
 
-fn main() {}
+mod bench;
+mod demo;
+mod no_std;
+mod process;
+mod provision;
+mod serve;
+mod test;
+mod toolchain;
+mod wasm;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask TASK
+
+  test [STEP…]            provision what the tests need and run all steps, or those named
+  test --list             list the steps
+  demo [IMAGE]            inspect an image (or a sample) and serve the browser inspector
+       [--no-serve] [--port N]
+  wasm [--release]        build the JavaScript package's WebAssembly into pkg/dist
+  no-std                  link a bare-metal program against the library
+  bench                   compare with qemu-img and print a table
+  serve DIR [--port N]    serve a folder on localhost";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<()> {
+    std::env::set_current_dir(process::root())?;
+    let rest = args.get(1..).unwrap_or_default();
+    match args.first().map(String::as_str) {
+        Some("test") => test::run(rest),
+        Some("demo") => demo::run(rest),
+        Some("wasm") => wasm::run(rest.iter().any(|arg| arg == "--release")),
+        Some("no-std") => no_std::run(),
+        Some("bench") => bench::run(rest),
+        Some("serve") => serve::run(rest),
+        None | Some("help" | "--help" | "-h") => {
+            println!("{HELP}");
+            Ok(())
+        }
+        Some(other) => bail!("there is no task '{other}'\n\n{HELP}"),
+    }
+}

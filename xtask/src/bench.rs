@@ -1,0 +1,187 @@
+//! Comparison with qemu-img, in the same run: ratio of medians.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{cargo, command, output, run as run_process};
+
+const DISKETTE: &str = "target/release/diskette";
+const FOLDER: &str = "target/bench";
+const RUNS: usize = 5;
+
+struct Case {
+    name: &'static str,
+    /// Arguments of qemu-img; ours are the same.
+    args: Vec<String>,
+    /// A file that is removed before every run.
+    target: Option<String>,
+}
+
+/// Prints the table of the README.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    run_process(&mut cargo(&["build", "--release", "--locked", "--package", "diskette-cli"]))?;
+    std::fs::create_dir_all(FOLDER)?;
+    prepare()?;
+    println!("| case | qemu-img 10.0.2 (s) | diskette (s) | ratio | peak memory qemu-img / diskette (MiB) |");
+    println!("|---|---|---|---|---|");
+    let filter = args.first().cloned().unwrap_or_default();
+    for case in cases().into_iter().filter(|case| case.name.contains(&filter)) {
+        let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+        // Turn by turn, so that both see the same machine.
+        for _ in 0..RUNS {
+            theirs.push(measure("qemu-img", &case)?);
+            ours.push(measure(DISKETTE, &case)?);
+        }
+        let (theirs, ours) = (median(theirs), median(ours));
+        println!(
+            "| {} | {:.3} | {:.3} | {:.2} | {:.0} / {:.0} |",
+            case.name,
+            theirs.0,
+            ours.0,
+            ours.0 / theirs.0,
+            theirs.1,
+            ours.1
+        );
+    }
+    Ok(())
+}
+
+/// Seconds and peak memory in MiB.
+fn measure(program: &str, case: &Case) -> Result<(f64, f64)> {
+    if let Some(target) = &case.target {
+        let _ = std::fs::remove_file(target);
+        run_process(&mut command("sync"))?;
+    }
+    let memory = format!("{FOLDER}/memory");
+    let begun = Instant::now();
+    let status = Command::new("python3")
+        .args(["-c", MEASURE, &memory, program])
+        .args(&case.args)
+        .stdout(std::process::Stdio::null())
+        .status()?;
+    let wall = begun.elapsed().as_secs_f64();
+    if !status.success() {
+        bail!("{program} {:?} failed", case.args);
+    }
+    let text = std::fs::read_to_string(&memory).context("no measurement")?;
+    let mut numbers = text.split(' ').filter_map(|number| number.trim().parse::<f64>().ok());
+    Ok((numbers.next().unwrap_or(wall), numbers.next().unwrap_or(0.0) / 1024.0))
+}
+
+/// Runs a program and notes its time and its peak memory, without its own start counted.
+const MEASURE: &str = "
+import resource, subprocess, sys, time
+begun = time.perf_counter()
+code = subprocess.call(sys.argv[2:], stdout=subprocess.DEVNULL)
+took = time.perf_counter() - begun
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+open(sys.argv[1], 'w').write(f'{took} {peak}')
+sys.exit(code)
+";
+
+fn median(mut values: Vec<(f64, f64)>) -> (f64, f64) {
+    values.sort_by(|one, other| one.0.total_cmp(&other.0));
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+fn path(name: &str) -> String {
+    format!("{FOLDER}/{name}")
+}
+
+fn cases() -> Vec<Case> {
+    let case = |name, args: &[&str], target: Option<&str>| Case {
+        name,
+        args: args.iter().map(|arg| (*arg).to_string()).collect(),
+        target: target.map(path),
+    };
+    let (half, half_qcow2, empty, empty_qcow2) =
+        (path("half.raw"), path("half.qcow2"), path("empty.raw"), path("empty.qcow2"));
+    let (zlib, zstd, large, chain) =
+        (path("zlib.qcow2"), path("zstd.qcow2"), path("large.qcow2"), path("chain200.qcow2"));
+    let out = path("out");
+    vec![
+        case("convert raw to qcow2, 4 GiB half allocated", &["convert", "-O", "qcow2", &half, &out], Some("out")),
+        case("convert qcow2 to raw, 4 GiB half allocated", &["convert", "-O", "raw", &half_qcow2, &out], Some("out")),
+        case("convert raw to qcow2, 64 GiB almost empty", &["convert", "-O", "qcow2", &empty, &out], Some("out")),
+        case("convert qcow2 to raw, 64 GiB almost empty", &["convert", "-O", "raw", &empty_qcow2, &out], Some("out")),
+        case("convert zlib qcow2 to raw, 1 GiB", &["convert", "-O", "raw", &zlib, &out], Some("out")),
+        case("convert zstd qcow2 to raw, 1 GiB", &["convert", "-O", "raw", &zstd, &out], Some("out")),
+        case("compare raw with qcow2, 4 GiB half allocated", &["compare", &half, &half_qcow2], None),
+        case("map 1 TiB, 500,000 clusters", &["map", "--output=json", &large], None),
+        case("check 1 TiB, 500,000 clusters", &["check", &large], None),
+        case("info of a chain of 200", &["info", "--backing-chain", &chain], None),
+    ]
+}
+
+/// Makes the images that are not there yet, with QEMU's tools.
+fn prepare() -> Result<()> {
+    let qemu_img = |args: &[&str]| run_process(command("qemu-img").args(args).stdout(std::process::Stdio::null()));
+    if !Path::new(&path("half.raw")).exists() {
+        fill(&path("half.raw"), 4 << 30, 1 << 20)?;
+    }
+    if !Path::new(&path("half.qcow2")).exists() {
+        qemu_img(&["convert", "-O", "qcow2", &path("half.raw"), &path("half.qcow2")])?;
+    }
+    if !Path::new(&path("empty.raw")).exists() {
+        fill(&path("empty.raw"), 64 << 30, 4 << 30)?;
+        qemu_img(&["convert", "-O", "qcow2", &path("empty.raw"), &path("empty.qcow2")])?;
+    }
+    if !Path::new(&path("zstd.qcow2")).exists() {
+        fill(&path("text.raw"), 1 << 30, 1 << 20)?;
+        for kind in ["zlib", "zstd"] {
+            let (target, options) = (path(&format!("{kind}.qcow2")), format!("compression_type={kind}"));
+            qemu_img(&["convert", "-c", "-O", "qcow2", "-o", &options, &path("text.raw"), &target])?;
+        }
+    }
+    if !Path::new(&path("large.qcow2")).exists() {
+        let large = path("large.qcow2");
+        qemu_img(&["create", "-q", "-f", "qcow2", &large, "1T"])?;
+        let mut commands = String::new();
+        // 500,000 clusters in runs of 16, spread over the disk.
+        for run in 0..31_250u64 {
+            commands.push_str(&format!("write -q -z {} 1M\n", run * (1 << 40) / 31_250 / 65_536 * 65_536));
+        }
+        commands = commands.replace("-z ", "");
+        let mut child = command("qemu-io")
+            .args(["-f", "qcow2", "-t", "unsafe", &large])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()?;
+        std::io::Write::write_all(&mut child.stdin.take().context("no input")?, commands.as_bytes())?;
+        child.wait()?;
+    }
+    if !Path::new(&path("chain200.qcow2")).exists() {
+        qemu_img(&["create", "-q", "-f", "qcow2", &path("chain1.qcow2"), "1G"])?;
+        for number in 2..=200 {
+            let (base, top) = (format!("chain{}.qcow2", number - 1), path(&format!("chain{number}.qcow2")));
+            qemu_img(&["create", "-q", "-f", "qcow2", "-u", "-b", &base, "-F", "qcow2", &top, "1G"])?;
+        }
+    }
+    let _ = output(command("sync").args::<_, &str>([]));
+    Ok(())
+}
+
+/// A raw file with the first half of every `period` bytes filled, but never more than 64 KiB at once for long periods.
+fn fill(name: &str, size: u64, period: u64) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::create(name)?;
+    file.set_len(size)?;
+    let len = if period > 1 << 20 { 64 << 10 } else { period / 2 };
+    let mut state = 1u64;
+    let mut bytes = vec![0u8; len as usize];
+    for start in (0..size).step_by(period as usize) {
+        for chunk in bytes.chunks_mut(16) {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Compressible to about half, like text.
+            chunk.fill((state >> 60) as u8 | b'a');
+            for (place, byte) in chunk.iter_mut().zip(state.to_le_bytes()) {
+                *place = byte;
+            }
+        }
+        file.write_all_at(&bytes, start)?;
+    }
+    Ok(())
+}
