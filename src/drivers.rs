@@ -192,6 +192,7 @@ struct Layer {
     format: Box<dyn Format>,
     name: String,
     probed: bool,
+    missing_backing: Option<String>,
 }
 
 /// Opens an image and, as far as the policy allows, the chain behind it.
@@ -219,9 +220,10 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
             options
         };
         let (opened, probed) = open_layer(file, format, &name, layer_options).await?;
-        let backing = opened.backing;
-        layers.push(Layer { format: opened.format, name, probed });
-        if let (Some(reference), false, false) = (backing, options.no_backing, options.structure_only) {
+        let follow = !options.no_backing && !options.structure_only;
+        let missing_backing = opened.backing.as_ref().filter(|_| !follow).map(|reference| reference.name.clone());
+        layers.push(Layer { format: opened.format, name, probed, missing_backing });
+        if let Some(reference) = opened.backing.filter(|_| follow) {
             let node = options.gate.open(&reference).await.map_err(|error| {
                 Error::new(error.kind(), alloc::format!("Could not open backing file: {error}"))
                     .at_path(&reference.from)
@@ -238,8 +240,9 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
             ImageOptions { read_only: true, ..ImageOptions::default() }
         };
         let below = backing.take().map(|image| image as Arc<dyn Node>);
-        let format: Box<dyn Format> = layer.format;
-        let image = Image::new(format, below, layer.name, image_options).with_probed(layer.probed);
+        let image = Image::new(layer.format, below, layer.name, image_options)
+            .with_probed(layer.probed)
+            .with_missing_backing(layer.missing_backing);
         backing = Some(Arc::new(image));
     }
     backing.ok_or_else(|| Error::new(ErrorKind::Closed, "nothing was opened"))

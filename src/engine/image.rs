@@ -42,6 +42,8 @@ pub struct Image {
     pub(crate) options: ImageOptions,
     name: String,
     probed: bool,
+    /// The backing image that the format names but that was not opened.
+    missing_backing: Option<String>,
 }
 
 impl core::fmt::Debug for Image {
@@ -58,7 +60,15 @@ impl Image {
         name: impl Into<String>,
         options: ImageOptions,
     ) -> Self {
-        Image { format, backing, requests: Requests::new(), options, name: name.into(), probed: false }
+        Image {
+            format,
+            backing,
+            requests: Requests::new(),
+            options,
+            name: name.into(),
+            probed: false,
+            missing_backing: None,
+        }
     }
 
     /// Notes whether the format was guessed from the contents.
@@ -66,6 +76,18 @@ impl Image {
     pub(crate) fn with_probed(mut self, probed: bool) -> Self {
         self.probed = probed;
         self
+    }
+
+    /// Notes that the format names a backing image that was not opened: what is in it cannot be read.
+    #[must_use]
+    pub(crate) fn with_missing_backing(mut self, name: Option<String>) -> Self {
+        self.missing_backing = name;
+        self
+    }
+
+    /// The backing image that the format names but that was not opened.
+    pub fn missing_backing(&self) -> Option<&str> {
+        self.missing_backing.as_deref()
     }
 
     /// Whether the format was guessed from the contents rather than given.

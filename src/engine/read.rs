@@ -103,6 +103,12 @@ impl Image {
     /// Reads from the backing image, with zeroes beyond its end.
     fn read_backing<'a>(&'a self, at: u64, into: &'a mut [u8]) -> Op<'a, ()> {
         let Some(backing) = &self.backing else {
+            if let Some(name) = self.missing_backing() {
+                return Op::err(Error::new(
+                    ErrorKind::Denied,
+                    alloc::format!("these bytes are in the backing file '{name}', which was not opened"),
+                ));
+            }
             into.fill(0);
             return Op::ok(());
         };

@@ -232,7 +232,10 @@ impl Image {
         Ok(extent.len >= range.len
             && match extent.state {
                 State::Zero => true,
-                State::Unallocated => self.backing.as_ref().is_none_or(|node| node.info().length <= range.start),
+                State::Unallocated => match &self.backing {
+                    Some(node) => node.info().length <= range.start,
+                    None => self.missing_backing().is_none(),
+                },
                 _ => false,
             })
     }

@@ -50,10 +50,9 @@ fn answer(stream: &TcpStream, directory: &Path) -> std::io::Result<()> {
         if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
             break;
         }
-        if let Some((name, value)) = line.split_once(':') {
-            if name.eq_ignore_ascii_case("range") {
-                range = parse_range(value.trim());
-            }
+        match line.split_once(':') {
+            Some((name, value)) if name.eq_ignore_ascii_case("range") => range = parse_range(value.trim()),
+            _ => {}
         }
     }
     let mut words = first.split(' ');
