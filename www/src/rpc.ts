@@ -1,0 +1,34 @@
+// Asking the worker.
+
+import type { Answer, Ask, Envelope, Failure, Reply } from "./protocol";
+
+export class InspectorError extends Error {
+  readonly kind: string;
+  constructor({ message, kind }: Failure) {
+    super(message);
+    this.kind = kind;
+  }
+}
+
+const worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" });
+const waiting = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>();
+let next = 0;
+
+worker.onmessage = ({ data }: MessageEvent<Answer>) => {
+  const job = waiting.get(data.id);
+  waiting.delete(data.id);
+  if ("failure" in data) job?.reject(new InspectorError(data.failure));
+  else job?.resolve(data.value);
+};
+worker.onerror = (event) => {
+  for (const job of waiting.values()) job.reject(new Error(event.message || "the inspector's worker could not start"));
+  waiting.clear();
+};
+
+export function ask<A extends Ask>(question: A): Promise<Reply<A>> {
+  return new Promise((resolve, reject) => {
+    const envelope: Envelope = { id: ++next, ask: question };
+    waiting.set(envelope.id, { resolve: resolve as (value: unknown) => void, reject });
+    worker.postMessage(envelope);
+  });
+}
