@@ -18,7 +18,7 @@ pub(crate) fn size(bytes: u64) -> String {
 
 /// Three significant digits without trailing zeroes.
 fn significant(value: f64) -> String {
-    let before = if value < 1.0 { 1 } else { value.log10().floor() as usize + 1 };
+    let before = if value < 1.0 { 0 } else { value.log10().floor() as usize + 1 };
     let decimals = 3usize.saturating_sub(before);
     let mut text = format!("{value:.decimals$}");
     if text.contains('.') {
