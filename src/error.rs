@@ -221,6 +221,8 @@ impl From<std::io::Error> for Error {
                 _ => ErrorKind::Io,
             },
         };
-        Error::new(kind, error)
+        // The number says nothing that the text does not.
+        let text = error.to_string();
+        Error::new(kind, text.split(" (os error").next().unwrap_or(&text).to_string())
     }
 }

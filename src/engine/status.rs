@@ -158,7 +158,7 @@ async fn refine(layer: &Arc<dyn Node>, host: Host, status: &mut Status) -> Resul
     let Some(file) = layer.child(host.role) else { return Ok(()) };
     let available = file.info().length.saturating_sub(host.at);
     if available == 0 {
-        (status.zero, status.data) = (true, true);
+        // Data beyond the end of its file is missing, not zero; reading it fails.
         return Ok(());
     }
     let below = file.map(Range::new(host.at, status.len.min(available)), Want::Precise).await?;

@@ -124,7 +124,8 @@ fn copy_range(chain: &Chain, source: &dyn Node, target: &dyn Node, options: Copy
         if options.skip_unallocated && (!status.present || status.depth >= options.own_layers) {
             continue;
         }
-        if status.zero {
+        // Without sparse detection everything is stored, zeroes too.
+        if status.zero && options.sparse_bytes > 0 {
             if !options.target_is_zero || options.skip_unallocated {
                 zero(target, piece)?;
             }

@@ -53,15 +53,20 @@ impl References {
     }
 
     fn add(&mut self, cluster: u64, times: u32) -> Result<()> {
-        let clusters = self.clusters;
-        let Some(page) = self.pages.get_mut((cluster / PAGE) as usize) else { return Ok(()) };
-        if page.is_none() {
-            self.budget = self.budget.checked_sub(PAGE * 4).ok_or_else(|| over_budget(clusters))?;
+        if self.is_page_empty(cluster) {
+            self.charge(PAGE * 4)?;
         }
+        let Some(page) = self.pages.get_mut((cluster / PAGE) as usize) else { return Ok(()) };
         let page = page.get_or_insert_with(|| vec![0; PAGE as usize].into_boxed_slice());
         if let Some(count) = page.get_mut((cluster % PAGE) as usize) {
             *count = count.saturating_add(times);
         }
+        Ok(())
+    }
+
+    /// Takes bytes from the memory budget.
+    fn charge(&mut self, bytes: u64) -> Result<()> {
+        self.budget = self.budget.checked_sub(bytes).ok_or_else(|| over_budget(self.clusters))?;
         Ok(())
     }
 
@@ -89,6 +94,8 @@ struct Check<'a> {
     image: &'a Qcow2,
     report: CheckReport,
     references: References,
+    /// Stored refcounts that differ from what was counted.
+    differing: BTreeMap<u64, u64>,
     file_length: u64,
 }
 
@@ -98,7 +105,7 @@ impl<'a> Check<'a> {
         let file_length = image.file.info().length;
         let report = CheckReport { total_clusters: cluster.count(image.geometry().size), ..CheckReport::default() };
         let references = References::new(cluster.count(file_length), image.check_bytes)?;
-        Ok(Check { image, report, references, file_length })
+        Ok(Check { image, report, references, differing: BTreeMap::new(), file_length })
     }
 
     fn corruption(&mut self, text: alloc::string::String) {
@@ -409,6 +416,10 @@ impl<'a> Check<'a> {
                 if stored != 0 || counted != 0 {
                     highest = Some(at);
                 }
+                if stored != counted {
+                    self.references.charge(64)?;
+                    self.differing.insert(at, stored);
+                }
                 if stored > counted {
                     self.report.add(
                         FindingKind::Leak,
@@ -427,21 +438,29 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// An entry's COPIED bit must say whether the refcount is exactly one.
+    /// The refcount that is stored for the cluster at `host`.
+    fn stored(&self, host: u64) -> u64 {
+        let cluster = host >> self.image.header.cluster.bits();
+        self.differing.get(&cluster).copied().unwrap_or_else(|| self.references.get(cluster))
+    }
+
+    /// An entry's COPIED bit must say whether the stored refcount is exactly one.
     async fn check_copied_flags(&mut self) -> Result<()> {
         let image = self.image;
         let geometry = image.geometry();
         let (cluster, external) = (image.header.cluster, image.header.has_data_file());
         let active = self.words(geometry.l1_offset, geometry.l1_entries, "the L1 table").await?;
         let mut table = vec![0; cluster.size() as usize];
-        for entry in active {
+        for (l1_index, entry) in active.into_iter().enumerate() {
             let at = entry & OFFSET_MASK;
             if at == 0 || !cluster.is_aligned(at) || at + cluster.size() > self.file_length {
                 continue;
             }
-            let shared = self.references.get(at >> cluster.bits());
-            if (shared == 1) != (entry & COPIED != 0) {
-                self.corruption(alloc::format!("ERROR OFLAG_COPIED L2 cluster: l1_entry={entry:#x} refcount={shared}"));
+            let count = self.stored(at);
+            if (count == 1) != (entry & COPIED != 0) {
+                self.corruption(alloc::format!(
+                    "ERROR OFLAG_COPIED L2 cluster: l1_index={l1_index} l1_entry={entry:x} refcount={count}"
+                ));
             }
             image.file.read(at, &mut table, ReadFlags::default()).await?;
             for index in 0..image.header.l2_entries() {
@@ -449,9 +468,12 @@ impl<'a> Check<'a> {
                 let Some(host) = entry.host(external).filter(|host| external || cluster.is_aligned(*host)) else {
                     continue;
                 };
-                let owned = external || self.references.get(host >> cluster.bits()) == 1;
-                if owned != entry.is_copied() {
-                    self.corruption(alloc::format!("ERROR OFLAG_COPIED data cluster: l2_entry={:#x}", entry.word));
+                let count = if external { 1 } else { self.stored(host) };
+                if (count == 1) != entry.is_copied() {
+                    self.corruption(alloc::format!(
+                        "ERROR OFLAG_COPIED data cluster: l2_entry={:x} refcount={count}",
+                        entry.word
+                    ));
                 }
             }
         }
