@@ -230,6 +230,22 @@ fn convert_goes_both_ways_without_loss() {
         }
         std::fs::remove_file(scratch.path().join("target")).unwrap();
     }
+    // A backing image that the source does not have: everything is copied, zeroes too.
+    scratch.make("qemu-img", &["create", "-q", "-f", "raw", "other.raw", "10M"]);
+    scratch.make("qemu-io", &["-f", "raw", "-c", "write -q -P 99 0 10M", "other.raw"]);
+    assert!(
+        scratch.ours(&["convert", "-O", "qcow2", "-B", "other.raw", "-F", "raw", "b.qcow2", "target"]).status.success()
+    );
+    assert!(scratch.theirs(&["compare", "b.qcow2", "target"]).status.success());
+    std::fs::remove_file(scratch.path().join("target")).unwrap();
+    // One that it has: only what is above it is copied.
+    assert!(
+        scratch.ours(&["convert", "-O", "qcow2", "-B", "a.qcow2", "-F", "qcow2", "b.qcow2", "target"]).status.success()
+    );
+    assert!(scratch.theirs(&["compare", "b.qcow2", "target"]).status.success());
+    let map = text(&scratch.theirs(&["map", "--output=json", "target"]).stdout);
+    assert_eq!(map.matches("\"depth\": 0, \"present\": true").count(), 1, "{map}");
+    std::fs::remove_file(scratch.path().join("target")).unwrap();
     let output = scratch.ours(&["convert", "-p", "-O", "raw", "a.qcow2", "target"]);
     assert!(
         text(&output.stdout).starts_with("    (0.00/100%)\r")
