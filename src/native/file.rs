@@ -96,8 +96,8 @@ pub struct File {
     can_zero: AtomicBool,
     can_punch: AtomicBool,
     can_copy: AtomicBool,
-    /// The data extent found last: start and end.
-    last_data: Mutex<Range>,
+    /// The extent found last, and whether it is data rather than a hole.
+    last_found: Mutex<(Range, bool)>,
 }
 
 impl File {
@@ -149,7 +149,7 @@ impl File {
             can_zero: AtomicBool::new(true),
             can_punch: AtomicBool::new(true),
             can_copy: AtomicBool::new(true),
-            last_data: Mutex::new(Range::default()),
+            last_found: Mutex::new((Range::default(), true)),
         }))
     }
 
@@ -325,33 +325,46 @@ impl File {
         result
     }
 
+    /// What is known of data and holes may not hold any more.
+    fn forget_extent(&self) {
+        self.last_found.lock().0 = Range::default();
+    }
+
     /// Data or hole at the start of `range`.
-    fn find_data(&self, range: Range) -> Extent {
-        let data = |len| Extent { len, state: State::Data, host: Some(Host { role: Role::File, at: range.start }) };
-        let known = *self.last_data.lock();
-        if known.start <= range.start && range.start < known.end() {
-            return data((known.end() - range.start).min(range.len));
+    fn find_extent(&self, range: Range) -> Extent {
+        let (known, is_data) = *self.last_found.lock();
+        let (known, is_data) = if known.start <= range.start && range.start < known.end() {
+            (known, is_data)
+        } else {
+            let found = self.seek_extent(range.start);
+            *self.last_found.lock() = found;
+            found
+        };
+        let len = known.end().saturating_sub(range.start).min(range.len).max(1);
+        if is_data {
+            Extent { len, state: State::Data, host: Some(Host { role: Role::File, at: range.start }) }
+        } else {
+            Extent { len, state: State::Zero, host: None }
         }
-        let Ok(start) = i64::try_from(range.start) else { return data(range.len) };
-        let seek = |whence| nix::unistd::lseek(self.file.as_fd(), start, whence).map(|at| at as u64);
+    }
+
+    /// The stretch of data or hole that begins at or before `at`, and whether it is data. What the file system does not
+    /// tell counts as data.
+    fn seek_extent(&self, at: u64) -> (Range, bool) {
+        let to_end = Range::new(at, u64::MAX - at);
+        let Ok(start) = i64::try_from(at) else { return (to_end, true) };
+        let seek = |whence| nix::unistd::lseek(self.file.as_fd(), start, whence).map(|place| place as u64);
         match seek(Whence::SeekData) {
-            Ok(at) if at > range.start => {
-                Extent { len: (at - range.start).min(range.len), state: State::Zero, host: None }
-            }
+            Ok(data) if data > at => (Range::new(at, data - at), false),
             Ok(_) => match seek(Whence::SeekHole) {
-                Ok(hole) if hole > range.start => {
-                    *self.last_data.lock() = Range::new(range.start, hole - range.start);
-                    data((hole - range.start).min(range.len))
-                }
-                _ => data(range.len),
+                Ok(hole) if hole > at => (Range::new(at, hole - at), true),
+                _ => (to_end, true),
             },
             // No data up to the end of the file.
             Err(nix::errno::Errno::ENXIO) => {
-                let length = self.length.load(Ordering::Acquire);
-                let len = length.saturating_sub(range.start).min(range.len).max(1);
-                Extent { len, state: State::Zero, host: None }
+                (Range::new(at, self.length.load(Ordering::Acquire).saturating_sub(at)), false)
             }
-            Err(_) => data(range.len),
+            Err(_) => (to_end, true),
         }
     }
 }
@@ -403,7 +416,7 @@ impl Node for File {
 
     fn map<'a>(&'a self, range: Range, want: Want) -> Op<'a, Extent> {
         if want == Want::Precise && !self.is_device {
-            return Op::ok(self.find_data(range));
+            return Op::ok(self.find_extent(range));
         }
         Op::ok(Extent { len: range.len, state: State::Data, host: Some(Host { role: Role::File, at: range.start }) })
     }
@@ -427,7 +440,7 @@ impl Node for File {
                     self.write_all(at, buffer)
                 })?;
             }
-            *self.last_data.lock() = Range::default();
+            self.forget_extent();
             let through = matches!(self.options.cache, CacheMode::Writethrough | CacheMode::Directsync);
             if flags.force_unit_access || through { self.sync() } else { Ok(()) }
         };
@@ -435,14 +448,14 @@ impl Node for File {
     }
 
     fn write_zeroes<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()> {
-        *self.last_data.lock() = Range::default();
+        self.forget_extent();
         Op::Ready(self.zero(range, flags.may_unmap))
     }
 
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
         let discard = || -> Result<()> {
             self.writable("discard")?;
-            *self.last_data.lock() = Range::default();
+            self.forget_extent();
             let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             if self.can_punch.load(Ordering::Relaxed) && !self.allocate(punch, range, "discard")? {
                 self.can_punch.store(false, Ordering::Relaxed);
@@ -457,7 +470,7 @@ impl Node for File {
     }
 
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
-        *self.last_data.lock() = Range::default();
+        self.forget_extent();
         Op::Ready(self.set_length(length, preallocation))
     }
 

@@ -10,7 +10,7 @@ use crate::process::{cargo, command, output, run as run_process};
 
 const DISKETTE: &str = "target/release/diskette";
 const FOLDER: &str = "target/bench";
-const RUNS: usize = 5;
+const RUNS: usize = 9;
 
 struct Case {
     name: &'static str,
