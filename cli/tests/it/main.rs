@@ -49,6 +49,13 @@ impl Drop for Scratch {
     }
 }
 
+/// A copy of the program where every user can start it.
+fn copied_program(scratch: &Scratch) -> String {
+    let copy = scratch.path().join("program");
+    std::fs::copy(env!("CARGO_BIN_EXE_diskette"), &copy).unwrap();
+    copy.to_str().unwrap().to_string()
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -315,6 +322,14 @@ fn what_cannot_be_opened_is_named() {
     fails(&["convert", "-O", "vmdk", "a.raw", "x"], "Unknown file format 'vmdk'");
     fails(&["create", "-f", "qcow2", "-o", "encrypt.format=luks", "x", "1M"], "encrypt");
     assert_eq!(scratch.ours(&["check", "a.raw"]).status.code(), Some(63));
+    // Nobody may read this; root may read everything, so the program gives up being root first.
+    std::fs::write(scratch.path().join("secret"), vec![0; 512]).unwrap();
+    let shell = format!(
+        "chmod 0 secret; chmod 755 . ; if [ \"$(id -u)\" = 0 ]; then exec setpriv --reuid=65534 --regid=65534 --clear-groups {0} info secret; else exec {0} info secret; fi",
+        copied_program(&scratch)
+    );
+    let output = scratch.run("bash", &["-c", &shell]);
+    assert!(text(&output.stderr).contains("Could not open 'secret': Permission denied"), "{}", text(&output.stderr));
     // A file that is cut short while it is used for something.
     let bytes = std::fs::read(scratch.path().join("a.qcow2")).unwrap();
     std::fs::write(scratch.path().join("cut.qcow2"), &bytes[..bytes.len() - 70_000]).unwrap();
