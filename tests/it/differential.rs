@@ -406,3 +406,21 @@ fn zero_detection_turns_writes_of_zeroes_into_zero_clusters() {
         );
     }
 }
+
+#[test]
+fn discarding_gives_the_host_its_space_back() {
+    let scratch = Scratch::new("punch");
+    let path = scratch.path("image.qcow2");
+    oracle("qemu-img", &["create", "-q", "-f", "qcow2", &path, "16M"]);
+    let image = open_path(&path, true);
+    write(&*image, 0, &vec![5; 16 << 20]).unwrap();
+    block_on(image.flush()).unwrap();
+    let used = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&path).unwrap()) * 512;
+    let full = used();
+    assert!(full >= 16 << 20);
+    block_on(image.discard(Range::new(1 << 20, 14 << 20))).unwrap();
+    block_on(image.close()).unwrap();
+    drop(image);
+    assert!(used() + (13 << 20) < full, "{} of {full} bytes are still in use", used());
+    assert_clean(&path);
+}

@@ -284,8 +284,9 @@ impl Qcow2 {
         });
     }
 
-    /// Takes one reference from the cluster at `host`, at once: nothing on disk may refer to it any more.
-    pub(super) async fn drop_reference(&self, refcounts: &mut Refcounts, host: u64) -> Result<()> {
+    /// Takes one reference from the cluster at `host`, at once: nothing on disk may refer to it any more. Returns whether
+    /// it was the last.
+    pub(super) async fn drop_reference(&self, refcounts: &mut Refcounts, host: u64) -> Result<bool> {
         let per_block = self.refcounts_per_block();
         let order = self.header.raw.refcount_order;
         let index = host >> self.header.cluster.bits();
@@ -308,7 +309,7 @@ impl Qcow2 {
             refcounts.first_free = refcounts.first_free.min(index);
             self.cache.forget(host);
         }
-        Ok(())
+        Ok(count == 1)
     }
 
     /// Writes back all metadata in order, then gives back what nothing refers to any more.
@@ -319,9 +320,30 @@ impl Qcow2 {
             refcounts.restore_unreferenced(unreferenced);
             return Err(error);
         }
+        let mut free: Vec<u64> = Vec::new();
         for host in unreferenced {
-            self.drop_reference(refcounts, host).await?;
+            if self.drop_reference(refcounts, host).await? && self.pass_discard {
+                free.push(host);
+            }
         }
-        Ok(())
+        self.discard_clusters(free).await
+    }
+
+    /// Gives the host file's space of free clusters back, neighbours together.
+    async fn discard_clusters(&self, mut free: Vec<u64>) -> Result<()> {
+        free.sort_unstable();
+        let size = self.header.cluster.size();
+        let mut run = Range::default();
+        for host in free {
+            if run.len > 0 && run.end() == host {
+                run.len += size;
+                continue;
+            }
+            if run.len > 0 {
+                self.file.discard(run).await?;
+            }
+            run = Range::new(host, size);
+        }
+        if run.len > 0 { self.file.discard(run).await } else { Ok(()) }
     }
 }
