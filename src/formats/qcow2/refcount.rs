@@ -52,12 +52,14 @@ impl Refcounts {
 }
 
 impl Qcow2 {
-    /// Fails if a range that is about to be written as guest data, or to be taken for something new, holds metadata.
-    /// An image whose refcounts or entries lie could otherwise be destroyed by writing to it.
-    pub(super) fn check_overlap(&self, range: Range) -> Result<()> {
-        if self.data.is_some() {
-            return Ok(());
-        }
+    /// Fails if a range that is about to be written as guest data holds metadata.
+    pub(super) fn check_guest_overlap(&self, range: Range) -> Result<()> {
+        if self.data.is_some() { Ok(()) } else { self.check_overlap(range) }
+    }
+
+    /// Fails if a range of the file that is about to be taken for something new holds metadata. An image whose refcounts
+    /// or entries lie could otherwise be destroyed by writing to it.
+    fn check_overlap(&self, range: Range) -> Result<()> {
         let header = &self.header.raw;
         let geometry = self.geometry();
         let fixed = [
