@@ -1,5 +1,6 @@
 // Typed errors. `kind` is stable and meant for programs; `message` is meant for people.
 
+/** Every error of this package. */
 export class DisketteError extends Error {
   constructor({ kind, message, path = null, offset = null, operation = null }, options) {
     super(message, options);
@@ -11,11 +12,17 @@ export class DisketteError extends Error {
   }
 }
 
+/** The image contradicts itself or has a value that is not allowed. */
 export class CorruptImageError extends DisketteError {}
+/** The image, the source or the server does not support what is needed. */
 export class UnsupportedError extends DisketteError {}
+/** The bytes are in a file that the image names and that was not opened, or behind a key that was not given. */
 export class ReferenceDeniedError extends DisketteError {}
+/** A number beyond 2^53 - 1, or more than a budget allows. */
 export class RangeTooLargeError extends DisketteError {}
+/** The source could not be read. */
 export class SourceError extends DisketteError {}
+/** The image was closed. */
 export class ClosedError extends DisketteError {}
 
 const CLASSES = {
@@ -27,22 +34,36 @@ const CLASSES = {
   "over-budget": RangeTooLargeError,
   io: SourceError,
   "not-found": SourceError,
+  "permission-denied": SourceError,
   closed: ClosedError,
 };
 
 /** Makes an error of the class that fits its kind. */
 export function fromCore(value, cause) {
-  if (value instanceof Error) return value;
-  const Kind = CLASSES[value?.kind] ?? DisketteError;
-  return new Kind(value?.kind ? value : { kind: "unknown", message: String(value) }, cause ? { cause } : undefined);
+  if (value instanceof DisketteError) return value;
+  const options = cause === undefined ? undefined : { cause };
+  if (typeof value?.kind === "string") return new (CLASSES[value.kind] ?? DisketteError)(value, options);
+  const message = `the image library failed: ${value?.message ?? String(value)}`;
+  return new DisketteError({ kind: "internal", message }, { cause: value });
 }
 
 /** A size or offset as a number that counts exactly. */
 export function checkedNumber(value, what) {
-  const number = typeof value === "bigint" ? Number(value) : value;
-  const exact = typeof value === "bigint" ? value >= 0n && value <= BigInt(Number.MAX_SAFE_INTEGER) : Number.isSafeInteger(value) && value >= 0;
+  const exact =
+    typeof value === "bigint" ? value >= 0n && value <= BigInt(Number.MAX_SAFE_INTEGER) : Number.isSafeInteger(value) && value >= 0;
   if (!exact) {
     throw new RangeTooLargeError({ kind: "too-large", message: `${what} must be a whole number from 0 to 2^53 - 1, not ${String(value)}` });
   }
-  return number;
+  return Number(value);
+}
+
+/** The error for an image that was closed. */
+export function closed() {
+  return new ClosedError({ kind: "closed", message: "the image was closed" });
+}
+
+/** The error for a source that gave fewer bytes than it promised. */
+export function shortRead(name, offset, expected, found) {
+  const message = `${found} bytes where ${expected} were expected; did the file change?`;
+  return new SourceError({ kind: "io", message, path: name, offset });
 }

@@ -1,234 +1,204 @@
-// The host pump: takes all requests that the core has queued, answers them, and settles jobs.
+// An open image: what the callers of this package hold.
 
-import { ClosedError, SourceError, checkedNumber, fromCore } from "./errors.js";
+import { RangeTooLargeError, SourceError, checkedNumber, closed } from "./errors.js";
+import { Pump } from "./pump.js";
 
-const STREAM_CHUNK = 1024 * 1024;
+/** Reads are cut at multiples of this, so that the core never holds more than a few pieces. */
+const PIECE_BYTES = 4 * 1024 * 1024;
+const PIECES_IN_FLIGHT = 4;
+const STREAM_CHUNK_BYTES = 1024 * 1024;
+const STREAM_CHUNKS_AHEAD = 4;
+/** Numbers per extent in a page of a map. */
+export const MAP_COLUMNS = 6;
+const MAX_EXTENTS = 4_000_000;
 
 /** An open image. */
 export class Image {
-  #session;
-  #sources = new Map();
-  #jobs = new Set();
-  #onOpen;
-  #toSource;
-  #nextFile = 2;
-  #turning = false;
-  #turnAgain = false;
+  #pump;
+  #size;
 
-  constructor(session, source, onOpen, toSource) {
-    this.#session = session;
-    this.#sources.set(1, source);
-    this.#onOpen = onOpen;
-    this.#toSource = toSource;
+  constructor(pump) {
+    this.#pump = pump;
+    this.#size = pump.call((session) => session.length());
   }
 
-  static async open(Session, source, { format, onOpen, signal } = {}, toSource) {
-    signal?.throwIfAborted();
-    const image = new Image(new Session(), source, onOpen, toSource);
-    const size = checkedNumber(source.size, "the size of the source");
+  /** Opens a source; `toSource` makes sources of what `onOpen` answers. */
+  static async open(Session, source, { format, onOpen, signal }, toSource) {
+    const openReference = async (reference) => {
+      const answer = await onOpen(reference);
+      return answer === null || answer === undefined || answer === false ? undefined : toSource(answer);
+    };
+    const name = String(source.name);
+    const pump = new Pump(new Session(), source, openReference);
     try {
-      await image.#job(() => image.#session.open(source.name, size, format, !onOpen), signal);
-      return image;
+      const size = checkedNumber(source.size, `the size of '${name}'`);
+      await pump.run((session) => session.open(name, size, format, !onOpen), signal);
+      return new Image(pump);
     } catch (error) {
-      await image.close();
+      await pump.close();
       throw error;
     }
   }
 
-  info() {
-    return this.#call(() => this.#session.info());
-  }
-
+  /** Size of the disk in bytes. */
   get size() {
-    return this.info().virtualSize;
+    return this.#size;
   }
 
-  async map({ offset = 0, length, signal } = {}) {
-    const start = checkedNumber(offset, "offset");
-    const len = length === undefined ? this.size - start : checkedNumber(length, "length");
-    const numbers = await this.#job(() => this.#session.map(start, len), signal);
+  /** The files that are open: the image's own first, then those that it names. */
+  get files() {
+    return this.#pump.files.map(({ name, size }) => ({ name, size }));
+  }
+
+  info() {
+    return this.#pump.call((session) => session.info());
+  }
+
+  check({ signal } = {}) {
+    return this.#pump.run((session) => session.check(), signal);
+  }
+
+  /** The map in pages, as numbers: see `MapPage` in the declarations. */
+  async *mapPages({ offset = 0, length, signal } = {}) {
+    let [at, end] = this.#range(offset, length, "map");
+    while (at < end) {
+      const page = await this.#pump.run((session) => session.map(at, end - at), signal);
+      yield page;
+      at = page.end;
+      // A map made from cached tables waits for nothing, so others get their turn here.
+      if (at < end) await new Promise((resolve) => setTimeout(resolve));
+      signal?.throwIfAborted();
+    }
+  }
+
+  async map(options = {}) {
     const extents = [];
-    for (let at = 0; at < numbers.length; at += 5) {
-      const flags = numbers[at + 3];
-      extents.push({
-        start: numbers[at],
-        length: numbers[at + 1],
-        depth: numbers[at + 2],
-        present: (flags & 1) !== 0,
-        zero: (flags & 2) !== 0,
-        data: (flags & 4) !== 0,
-        compressed: (flags & 8) !== 0,
-        offset: numbers[at + 4] < 0 ? null : numbers[at + 4],
-      });
+    for await (const page of this.mapPages(options)) {
+      for (const extent of decode(page)) {
+        const last = extents.at(-1);
+        if (last && continues(last, extent)) last.length += extent.length;
+        else extents.push(extent);
+      }
+      if (extents.length > MAX_EXTENTS) {
+        const message = `the map has more than ${MAX_EXTENTS} extents; ask for parts of the disk, or use mapPages()`;
+        throw new RangeTooLargeError({ kind: "over-budget", message, operation: "map" });
+      }
     }
     return extents;
   }
 
-  check({ signal } = {}) {
-    return this.#job(() => this.#session.check(), signal);
-  }
-
   async read(offset, length, { signal } = {}) {
-    const at = checkedNumber(offset, "offset");
-    const len = checkedNumber(length, "length");
-    return this.#job(() => this.#session.read(at, len), signal);
+    const [at, end] = this.#range(offset, length, "read");
+    let bytes;
+    try {
+      bytes = new Uint8Array(end - at);
+    } catch (cause) {
+      const message = `there is no room for ${end - at} bytes; use stream(), or read fewer at a time`;
+      throw new RangeTooLargeError({ kind: "over-budget", message, operation: "read" }, { cause });
+    }
+    return this.#fill(at, bytes, signal);
   }
 
   async readInto(offset, into, { signal } = {}) {
-    const at = checkedNumber(offset, "offset");
-    await this.#job(() => this.#session.read(at, into.length), signal, (job) => this.#session.takeInto(job, into) || undefined);
-    return into;
+    const [at] = this.#range(offset, into.length, "read");
+    return this.#fill(at, into, signal);
   }
 
-  /** Bytes of the file itself, not of the disk in it. */
-  async readFile(offset, length) {
-    const at = checkedNumber(offset, "offset");
-    const source = this.#source(1);
-    return source.read(at, Math.max(0, Math.min(checkedNumber(length, "length"), source.size - at)));
-  }
-
-  get fileSize() {
-    return this.#source(1).size;
+  /** Bytes of a file itself, not of the disk in it. */
+  async readFile(offset, length, { file = 0 } = {}) {
+    const source = this.#pump.files[file];
+    if (!source) throw closed();
+    const at = Math.min(checkedNumber(offset, "offset"), source.size);
+    return source.read(at, Math.min(checkedNumber(length, "length"), source.size - at));
   }
 
   stream({ offset = 0, length, signal } = {}) {
-    let at = checkedNumber(offset, "offset");
-    const end = length === undefined ? this.size : at + checkedNumber(length, "length");
+    let [at, end] = this.#range(offset, length, "read");
+    const stop = new AbortController();
+    const either = signal ? AbortSignal.any([signal, stop.signal]) : stop.signal;
+    const ahead = [];
     return new ReadableStream(
       {
         pull: async (controller) => {
-          if (at >= end) return controller.close();
-          const len = Math.min(STREAM_CHUNK, end - at);
-          controller.enqueue(await this.read(at, len, { signal }));
-          at += len;
+          while (at < end && ahead.length < STREAM_CHUNKS_AHEAD) {
+            const chunk = this.read(at, Math.min(STREAM_CHUNK_BYTES, end - at), { signal: either });
+            // One that fails is reported when its turn comes.
+            chunk.catch(() => {});
+            ahead.push(chunk);
+            at += STREAM_CHUNK_BYTES;
+          }
+          const chunk = ahead.shift();
+          if (chunk === undefined) return controller.close();
+          controller.enqueue(await chunk);
         },
+        cancel: (reason) => stop.abort(reason),
       },
       { highWaterMark: 1 },
     );
   }
 
   async close() {
-    const session = this.#session;
-    if (!session) return;
-    this.#session = null;
-    const closed = new ClosedError({ kind: "closed", message: "the image was closed" });
-    for (const job of this.#jobs) job.reject(closed);
-    this.#jobs.clear();
-    session.free();
-    for (const source of this.#sources.values()) await source.close?.();
-    this.#sources.clear();
+    await this.#pump.close();
   }
 
   async [Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose")]() {
     await this.close();
   }
 
-  #source(file) {
-    const source = this.#sources.get(file);
-    if (!source) throw new ClosedError({ kind: "closed", message: "the image was closed" });
-    return source;
+  /** Start and end of a range, which has to lie within the disk. */
+  #range(offset, length, operation) {
+    const at = checkedNumber(offset, "offset");
+    const len = length === undefined ? Math.max(0, this.#size - at) : checkedNumber(length, "length");
+    if (at + len <= this.#size) return [at, at + len];
+    const message = `${len} bytes at offset ${at} reach beyond the end: the size of the disk is ${this.#size} bytes`;
+    throw new SourceError({ kind: "io", message, offset: at, operation });
   }
 
-  #call(work) {
-    if (!this.#session) throw new ClosedError({ kind: "closed", message: "the image was closed" });
-    try {
-      return work();
-    } catch (error) {
-      throw fromCore(error);
-    }
-  }
-
-  /** Starts a job of the core and gives a promise for its result. */
-  #job(start, signal, take = (job) => this.#session.take(job)) {
-    return new Promise((resolve, reject) => {
-      signal?.throwIfAborted();
-      const job = { id: this.#call(start), take, resolve, reject };
-      const abort = () => job.reject(signal.reason);
-      job.resolve = (value) => (signal?.removeEventListener("abort", abort), resolve(value));
-      job.reject = (error) => (signal?.removeEventListener("abort", abort), reject(error));
-      signal?.addEventListener("abort", abort, { once: true });
-      this.#jobs.add(job);
-      this.#turn();
-    });
-  }
-
-  /** Runs the core, issues every request it has queued, and settles the jobs that have ended. */
-  #turn() {
-    if (this.#turning) {
-      this.#turnAgain = true;
-      return;
-    }
-    this.#turning = true;
-    do {
-      this.#turnAgain = false;
-      if (!this.#session) break;
-      this.#session.poll();
-      const requests = [];
-      for (let request = this.#session.next(); request !== undefined; request = this.#session.next()) requests.push(request);
-      for (const request of requests) this.#answer(request);
-      for (const job of [...this.#jobs]) this.#settle(job);
-    } while (this.#turnAgain);
-    this.#turning = false;
-  }
-
-  #settle(job) {
-    try {
-      const value = job.take(job.id);
-      if (value === undefined) return;
-      this.#jobs.delete(job);
-      job.resolve(value);
-    } catch (error) {
-      this.#jobs.delete(job);
-      job.reject(fromCore(error, job.cause));
-    }
-  }
-
-  #answer(request) {
-    let answer;
-    try {
-      answer = request.kind === "read" ? this.#source(request.file).read(request.at, request.length) : this.#openReference(request);
-    } catch (error) {
-      return this.#fail(request, error);
-    }
-    if (answer instanceof Promise) {
-      answer.then(
-        (value) => this.#complete(request, value),
-        (error) => this.#fail(request, error),
-      );
-    } else {
-      this.#complete(request, answer);
-    }
-  }
-
-  #complete(request, value) {
-    if (!this.#session) return;
-    if (request.kind === "read") {
-      if (value.length !== request.length) {
-        const name = this.#source(request.file).name;
-        const message = `${value.length} bytes where ${request.length} were expected; did the file change?`;
-        return this.#fail(request, new SourceError({ kind: "io", message, path: name, offset: request.at }));
+  /** Reads into `into`, piece by piece with several in flight. */
+  async #fill(at, into, signal) {
+    const end = at + into.length;
+    const stop = new AbortController();
+    const either = into.length <= PIECE_BYTES ? signal : signal ? AbortSignal.any([signal, stop.signal]) : stop.signal;
+    const worker = async () => {
+      while (at < end) {
+        const start = at;
+        const next = Math.min(end, (Math.floor(start / PIECE_BYTES) + 1) * PIECE_BYTES);
+        at = next;
+        const part = into.subarray(start - end + into.length, next - end + into.length);
+        const take = (session, id) => session.takeInto(id, part) || undefined;
+        await this.#pump.run((session) => session.read(start, part.length), either, take);
       }
-      this.#session.completeRead(request.id, value);
-    } else {
-      const file = this.#nextFile++;
-      this.#sources.set(file, value);
-      this.#session.completeOpen(request.id, file, value.name, value.size);
+    };
+    try {
+      await Promise.all(Array.from({ length: PIECES_IN_FLIGHT }, worker));
+    } catch (error) {
+      stop.abort();
+      throw error;
     }
-    this.#turn();
+    if (into.length === 0) signal?.throwIfAborted();
+    return into;
   }
+}
 
-  #fail(request, error) {
-    if (!this.#session) return;
-    this.#session.fail(request.id, error?.kind ?? (error?.name === "AbortError" ? "cancelled" : "io"), error?.message ?? String(error));
-    this.#turn();
+function* decode({ columns, files }) {
+  for (let at = 0; at < columns.length; at += MAP_COLUMNS) {
+    const [start, length, depth, flags, offset, file] = columns.subarray(at, at + MAP_COLUMNS);
+    yield {
+      start,
+      length,
+      depth,
+      present: (flags & 1) !== 0,
+      zero: (flags & 2) !== 0,
+      data: (flags & 4) !== 0,
+      compressed: (flags & 8) !== 0,
+      offset: offset < 0 ? null : offset,
+      file: file < 0 ? null : files[file],
+    };
   }
+}
 
-  async #openReference({ name, format, role, from }) {
-    const answer = await this.#onOpen?.({ name, format, role, from });
-    if (answer === null || answer === undefined || answer === false) {
-      throw Object.assign(new Error(`'${name}' (${role}) was not opened: onOpen did not allow it`), { kind: "denied" });
-    }
-    const source = await this.#toSource(answer);
-    return { ...source, read: source.read.bind(source), name };
-  }
+/** Whether `next` differs from the extent before it in nothing but place. */
+function continues(last, next) {
+  const alike = ["depth", "present", "zero", "data", "compressed", "file"].every((key) => last[key] === next[key]);
+  return alike && (last.offset === null ? next.offset === null : last.offset + last.length === next.offset);
 }

@@ -4,7 +4,8 @@ export type Size = number | bigint;
 /** Where bytes come from. */
 export interface Source {
   readonly name?: string;
-  readonly size: number;
+  readonly size: Size;
+  /** Exactly `length` bytes; never asked for beyond `size`. */
   read(offset: number, length: number): Uint8Array | Promise<Uint8Array>;
   close?(): void | Promise<void>;
 }
@@ -15,18 +16,18 @@ export interface SyncHandle {
   read(into: Uint8Array, options: { at: number }): number;
 }
 
-/** A handle that a file can be taken from. */
+/** A handle that a file can be taken from, such as OPFS and the file picker give. */
 export interface FileLikeHandle {
   getFile(): Promise<Blob>;
 }
 
-/** A FileHandle of Node.js. */
+/** A FileHandle of Node.js. It stays open when the image is closed. */
 export interface NodeFileHandle {
   stat(): Promise<{ size: number }>;
   read(into: Uint8Array, offset: number, length: number, position: number): Promise<{ bytesRead: number }>;
 }
 
-export type Input = string | URL | Blob | Uint8Array | ArrayBuffer | SyncHandle | FileLikeHandle | NodeFileHandle | Source;
+export type Input = string | URL | Blob | ArrayBufferView | ArrayBuffer | SyncHandle | FileLikeHandle | NodeFileHandle | Source;
 
 /** A file that an image names. */
 export interface Reference {
@@ -119,8 +120,26 @@ export interface Extent {
   zero: boolean;
   data: boolean;
   compressed: boolean;
+  /** Where it is stored in `file`, for data that is stored as it is. */
   offset: number | null;
+  /** Name of the file that `offset` counts in. */
+  file: string | null;
 }
+
+/** Part of a map. Neighbours of two pages may continue each other. */
+export interface MapPage {
+  /**
+   * `MAP_COLUMNS` numbers for each extent: start, length, depth, flags (1 present, 2 zero, 4 data, 8 compressed), offset
+   * (or -1), index in `files` (or -1).
+   */
+  columns: Float64Array;
+  files: string[];
+  /** The guest offset where the next page begins. */
+  end: number;
+}
+
+/** Numbers per extent in a page of a map. */
+export const MAP_COLUMNS: 6;
 
 export interface CheckReport {
   leaks: number;
@@ -147,31 +166,65 @@ export class Image {
   private constructor();
   /** Size of the disk in bytes. */
   readonly size: number;
-  /** Size of the image file in bytes. */
-  readonly fileSize: number;
+  /** The files that are open: the image's own first, then those that it names. */
+  readonly files: { name: string; size: number }[];
   info(): ImageInfo;
+  /** What the disk holds, from metadata alone. Fails beyond four million extents. */
   map(options?: RangeOptions): Promise<Extent[]>;
+  /** The same without a limit, part by part, as numbers. */
+  mapPages(options?: RangeOptions): AsyncGenerator<MapPage, void, void>;
   check(options?: Abortable): Promise<CheckReport>;
-  read(offset: Size, length: Size, options?: Abortable): Promise<Uint8Array>;
-  readInto(offset: Size, into: Uint8Array, options?: Abortable): Promise<Uint8Array>;
-  /** Bytes of the file itself, not of the disk in it. */
-  readFile(offset: Size, length: Size): Promise<Uint8Array>;
+  read(offset: Size, length: Size, options?: Abortable): Promise<Uint8Array<ArrayBuffer>>;
+  /** Fills `into`; saves the allocation that `read` makes. After an error its contents are unspecified. */
+  readInto<Bytes extends Uint8Array>(offset: Size, into: Bytes, options?: Abortable): Promise<Bytes>;
+  /** Bytes of a file itself (an index in `files`), not of the disk in it; fewer at its end. */
+  readFile(offset: Size, length: Size, options?: { file?: number }): Promise<Uint8Array>;
   stream(options?: RangeOptions): ReadableStream<Uint8Array>;
+  /** Ends every job, with `ClosedError`, and closes what `open` opened. */
   close(): Promise<void>;
+  [Symbol.asyncDispose](): Promise<void>;
 }
 
+/** What went wrong, for programs. */
+export type ErrorKind =
+  | "invalid"
+  | "corrupt"
+  | "io"
+  | "unsupported"
+  | "denied"
+  | "permission-denied"
+  | "not-found"
+  | "too-large"
+  | "over-budget"
+  | "cancelled"
+  | "closed"
+  | "internal"
+  | (string & {});
+
+/** Every error of this package. */
 export class DisketteError extends Error {
-  readonly kind: string;
+  readonly kind: ErrorKind;
+  /** The file it is about. */
   readonly path: string | null;
+  /** Byte offset in that file. */
   readonly offset: number | null;
+  /** What was being done, such as `read`. */
   readonly operation: string | null;
 }
+/** The image contradicts itself or has a value that is not allowed. */
 export class CorruptImageError extends DisketteError {}
+/** The image, the source or the server does not support what is needed. */
 export class UnsupportedError extends DisketteError {}
+/** The bytes are in a file that the image names and that was not opened, or behind a key that was not given. */
 export class ReferenceDeniedError extends DisketteError {}
+/** A number beyond 2^53 - 1, or more than a budget allows. */
 export class RangeTooLargeError extends DisketteError {}
+/** The source could not be read. */
 export class SourceError extends DisketteError {}
+/** The image was closed. */
 export class ClosedError extends DisketteError {}
 
-export function load(module?: unknown): Promise<unknown>;
+/** Loads the WebAssembly, once; `open` does it on its own. `module` is its bytes or, in browsers, its address. */
+export function load(module?: BufferSource | WebAssembly.Module | URL | string): Promise<void>;
+/** Opens an image for reading. */
 export function open(input: Input, options?: OpenOptions): Promise<Image>;

@@ -5,24 +5,28 @@ import { UnsupportedError } from "./errors.js";
 import { Image } from "./image.js";
 import { toSource } from "./sources.js";
 
-export * from "./errors.js";
-export { Image };
+export { ClosedError, CorruptImageError, DisketteError, RangeTooLargeError, ReferenceDeniedError, SourceError, UnsupportedError } from "./errors.js";
+export { Image, MAP_COLUMNS } from "./image.js";
 
 let loading;
 
-/** Loads the module once. `open` does it on its own. */
+/** Loads the module once. `open` does it on its own; a failed attempt may be repeated. */
 export function load(module) {
-  loading ??= init(module ? { module_or_path: module } : undefined);
-  return loading;
+  loading ??= init(module ? { module_or_path: module } : undefined).catch((error) => {
+    loading = undefined;
+    throw error;
+  });
+  return loading.then(() => {});
 }
 
 function openPath(path) {
-  throw new UnsupportedError({ kind: "unsupported", message: `'${path}' is not an http(s) address; a browser cannot open paths` });
+  const message = `'${path}' is not an http(s) address; a browser opens Files and addresses, not paths`;
+  throw new UnsupportedError({ kind: "unsupported", message, path: String(path) });
 }
 
 /** Opens an image. */
 export async function open(input, options = {}) {
-  await load();
-  const make = (source) => toSource(source, options, openPath);
-  return Image.open(Session, await make(input), options, make);
+  options.signal?.throwIfAborted();
+  const [source] = await Promise.all([toSource(input, options, openPath), load()]);
+  return Image.open(Session, source, options, (answer) => toSource(answer, options, openPath));
 }

@@ -33,7 +33,7 @@ pub struct Status {
 
 impl Status {
     /// Whether `next` follows and differs in nothing but place.
-    fn continues(&self, next: &Status) -> bool {
+    pub(crate) fn continues(&self, next: &Status) -> bool {
         self.start + self.len == next.start
             && (self.depth, self.present, self.zero, self.data, self.compressed)
                 == (next.depth, next.present, next.zero, next.data, next.compressed)

@@ -4,37 +4,50 @@
 //! [`Session::poll`], and takes results. Numbers are `f64`: sizes beyond 2^53 - 1 are refused.
 #![allow(unsafe_code, missing_docs)]
 
+mod cancel;
 mod value;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
+use core::future::Future;
 
-use js_sys::{Float64Array, Uint8Array};
+use js_sys::{Array, Float64Array, Uint8Array};
 use wasm_bindgen::prelude::*;
 
 use crate::drivers::{Evidence, OpenOptions};
 use crate::engine::status::{Chain, Status};
 use crate::error::{Error, ErrorKind, Result};
-use crate::node::{Node, Range, ReadFlags, Want};
+use crate::node::{Node, Range, ReadFlags, Want, check_bounds};
 use crate::policy::{Gate, Policy};
 use crate::ring::{Answer, Ask, File, RingOpener, Stepper, Task};
+use crate::wasm::cancel::Switch;
 use crate::{CheckReport, Image};
-
-/// Largest number that JavaScript counts exactly.
-const MAX_SAFE: u64 = (1 << 53) - 1;
 
 /// The file that [`Session::open`] reads; others get their numbers from the host.
 const FIRST_FILE: u32 = 1;
 
-enum Job {
+/// A map is made in slices of this many lookups, so that the host stays responsive and can stop it.
+const LOOKUPS_PER_SLICE: usize = 16_384;
+
+struct Job {
+    switch: Switch,
+    task: JobTask,
+}
+
+enum JobTask {
     Open(Task<Result<Opened>>),
     Read(Task<Result<Vec<u8>>>),
-    Map(Task<Result<Vec<Status>>>),
+    Map(Task<Result<Slice>>),
     Check(Task<Result<CheckReport>>),
+}
+
+/// Part of a map, and where the next part begins.
+struct Slice {
+    extents: Vec<Status>,
+    end: u64,
 }
 
 struct Opened {
@@ -70,13 +83,19 @@ impl Session {
         let file = File::new(self.stepper.ring(), FIRST_FILE, name, length, true);
         let gate = Gate::new(Policy::Allow, Arc::new(RingOpener(self.stepper.ring())));
         let options = OpenOptions { format, gate, structure_only, ..OpenOptions::default() };
-        let task = self.stepper.start(async move {
+        let open = async move {
             let found = options.drivers.probe(&*file).await?;
             let formats = found.into_iter().map(|(driver, evidence)| (driver.name, evidence)).collect();
             let image = crate::open(file, &options).await?;
+            value::check_safe("the size of the disk", image.info().length)?;
             Ok(Opened { image, formats })
-        });
-        Ok(self.add(Job::Open(task)))
+        };
+        Ok(self.start(open, JobTask::Open))
+    }
+
+    /// Size of the disk in bytes.
+    pub fn length(&self) -> Result<f64, JsValue> {
+        Ok(self.image()?.info().length as f64)
     }
 
     /// Starts reading guest bytes.
@@ -84,33 +103,54 @@ impl Session {
         let (at, len) = (number(at)?, number(len)?);
         let image = self.image()?;
         // A request beyond the end must not cost its length in memory first.
-        crate::node::check_bounds(at, len, image.info().length).map_err(value::error)?;
-        let task = self.stepper.start(async move {
-            let mut bytes = vec![0; len as usize];
+        check_bounds(at, len, image.info().length).map_err(|error| value::error(error.during("read")))?;
+        let read = async move {
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(len as usize).map_err(|_| {
+                Error::new(ErrorKind::OverBudget, format!("there is no room for {len} bytes; read fewer at a time"))
+            })?;
+            bytes.resize(len as usize, 0);
             image.read(at, &mut bytes, ReadFlags::default()).await?;
             Ok(bytes)
-        });
-        Ok(self.add(Job::Read(task)))
+        };
+        Ok(self.start(read, JobTask::Read))
     }
 
-    /// Starts mapping a range.
+    /// Starts mapping a range. The result covers the start of it; the rest has to be asked for again.
     pub fn map(&mut self, at: f64, len: f64) -> Result<u32, JsValue> {
         let range = Range::new(number(at)?, number(len)?);
         let image = self.image()?;
-        crate::node::check_bounds(range.start, range.len, image.info().length).map_err(value::error)?;
-        let task = self.stepper.start(async move {
-            let mut extents = Vec::new();
-            Chain::of(image).walk(range, Want::Allocation, |status| extents.push(status)).await?;
-            Ok(extents)
-        });
-        Ok(self.add(Job::Map(task)))
+        check_bounds(range.start, range.len, image.info().length).map_err(|error| value::error(error.during("map")))?;
+        let map = async move {
+            let chain = Chain::of(image);
+            let mut slice = Slice { extents: Vec::new(), end: range.start };
+            for _ in 0..LOOKUPS_PER_SLICE {
+                if slice.end >= range.end() {
+                    break;
+                }
+                let next = chain.status(Range::new(slice.end, range.end() - slice.end), Want::Allocation).await?;
+                slice.end += next.len.max(1);
+                match slice.extents.last_mut() {
+                    Some(last) if last.continues(&next) => last.len += next.len,
+                    _ => slice.extents.push(next),
+                }
+            }
+            Ok(slice)
+        };
+        Ok(self.start(map, JobTask::Map))
     }
 
     /// Starts a check of the metadata.
     pub fn check(&mut self) -> Result<u32, JsValue> {
         let image = self.image()?;
-        let task = self.stepper.start(async move { image.check().await });
-        Ok(self.add(Job::Check(task)))
+        Ok(self.start(async move { image.check().await }, JobTask::Check))
+    }
+
+    /// Stops a job and forgets it. Requests of it that were not shown to the host are withdrawn.
+    pub fn cancel(&mut self, job: u32) {
+        if let Some(job) = self.jobs.remove(&job) {
+            job.switch.stop();
+        }
     }
 
     /// What can be said about the image, and about every image behind it.
@@ -178,6 +218,9 @@ impl Session {
             "denied" => ErrorKind::Denied,
             "not-found" => ErrorKind::NotFound,
             "cancelled" => ErrorKind::Cancelled,
+            "permission-denied" => ErrorKind::PermissionDenied,
+            "unsupported" => ErrorKind::Unsupported,
+            "too-large" => ErrorKind::TooLarge,
             _ => ErrorKind::Io,
         };
         self.stepper.complete(id as u64, Err(Error::new(kind, message)));
@@ -188,20 +231,20 @@ impl Session {
         self.stepper.poll();
     }
 
-    /// The result of a job; `undefined` while it runs. An open gives `true`, a read its bytes, a map a `Float64Array`
-    /// of start, length, depth, flags (1 present, 2 zero, 4 data, 8 compressed) and offset (or -1), a check a report.
+    /// The result of a job; `undefined` while it runs. An open gives `true`, a read its bytes, a map
+    /// `{ columns, files, end }` (see [`slice_value`]), a check a report.
     pub fn take(&mut self, job: u32) -> Result<JsValue, JsValue> {
-        let outcome = match self.jobs.get(&job) {
-            Some(Job::Open(task)) => task.take().map(|result| {
+        let Some(running) = self.jobs.get(&job) else { return Err(not_open()) };
+        let outcome = match &running.task {
+            JobTask::Open(task) => task.take().map(|result| {
                 result.map(|opened| {
                     self.opened = Some(opened);
                     JsValue::TRUE
                 })
             }),
-            Some(Job::Read(task)) => task.take().map(|result| result.map(|bytes| Uint8Array::from(&*bytes).into())),
-            Some(Job::Map(task)) => task.take().map(|result| result.map(|extents| extents_array(&extents).into())),
-            Some(Job::Check(task)) => task.take().map(|result| result.map(|report| value::report(&report))),
-            None => return Err(not_open()),
+            JobTask::Read(task) => task.take().map(|result| result.map(|bytes| Uint8Array::from(&*bytes).into())),
+            JobTask::Map(task) => task.take().map(|result| result.map(|slice| slice_value(&slice))),
+            JobTask::Check(task) => task.take().map(|result| result.and_then(|report| value::report(&report))),
         };
         match outcome {
             None => Ok(JsValue::UNDEFINED),
@@ -215,16 +258,26 @@ impl Session {
     /// As [`Session::take`] for a read, into the caller's array; `true` when done.
     #[wasm_bindgen(js_name = takeInto)]
     pub fn take_into(&mut self, job: u32, into: &Uint8Array) -> Result<bool, JsValue> {
-        let Some(Job::Read(task)) = self.jobs.get(&job) else { return Err(not_open()) };
+        let Some(Job { task: JobTask::Read(task), .. }) = self.jobs.get(&job) else { return Err(not_open()) };
         let Some(result) = task.take() else { return Ok(false) };
         self.jobs.remove(&job);
-        into.copy_from(&result.map_err(value::error)?);
+        let bytes = result.map_err(value::error)?;
+        if into.length() as usize != bytes.len() {
+            return Err(value::error(Error::invalid("the array changed its length while it was read into")));
+        }
+        into.copy_from(&bytes);
         Ok(true)
     }
 
-    fn add(&mut self, job: Job) -> u32 {
+    fn start<T: Send + 'static>(
+        &mut self,
+        future: impl Future<Output = Result<T>> + Send + 'static,
+        kind: fn(Task<Result<T>>) -> JobTask,
+    ) -> u32 {
+        let switch = Switch::default();
+        let task = kind(self.stepper.start(switch.wrap(future)));
         self.next_job = self.next_job.wrapping_add(1);
-        self.jobs.insert(self.next_job, job);
+        self.jobs.insert(self.next_job, Job { switch, task });
         self.next_job
     }
 
@@ -244,21 +297,44 @@ fn not_open() -> JsValue {
 }
 
 fn number(number: f64) -> Result<u64, JsValue> {
-    if number >= 0.0 && number <= MAX_SAFE as f64 && number as u64 as f64 == number {
+    if number >= 0.0 && number <= value::MAX_SAFE as f64 && number as u64 as f64 == number {
         return Ok(number as u64);
     }
-    Err(value::error(Error::invalid(format!("{number} is not a whole number from 0 to 2^53 - 1"))))
+    let text = format!("{number} is not a whole number from 0 to 2^53 - 1");
+    Err(value::error(Error::new(ErrorKind::TooLarge, text)))
 }
 
-fn extents_array(extents: &[Status]) -> Float64Array {
-    let mut numbers: Vec<f64> = Vec::with_capacity(extents.len() * 5);
-    for status in extents {
+/// `{ columns, files, end }`: six numbers for each extent (start, length, depth, flags, offset or -1, index of the file or
+/// -1), the names of the files, and the guest offset up to which the extents reach. Flags are 1 present, 2 zero, 4 data,
+/// 8 compressed. Offsets lie within files, whose lengths are exact numbers; larger ones in a damaged image are left out.
+fn slice_value(slice: &Slice) -> JsValue {
+    let mut files: Vec<&str> = Vec::new();
+    let mut columns: Vec<f64> = Vec::with_capacity(slice.extents.len() * 6);
+    for status in &slice.extents {
         let flags = u32::from(status.present)
             | u32::from(status.zero) << 1
             | u32::from(status.data) << 2
             | u32::from(status.compressed) << 3;
-        let offset = status.offset.map_or(-1.0, |offset| offset as f64);
-        numbers.extend([status.start as f64, status.len as f64, f64::from(status.depth), f64::from(flags), offset]);
+        let offset = status.offset.filter(|offset| *offset <= value::MAX_SAFE).map_or(-1.0, |offset| offset as f64);
+        let file = status.file.as_deref().map_or(-1.0, |name| {
+            let known = files.iter().position(|other| *other == name);
+            known.unwrap_or_else(|| {
+                files.push(name);
+                files.len() - 1
+            }) as f64
+        });
+        columns.extend([
+            status.start as f64,
+            status.len as f64,
+            f64::from(status.depth),
+            f64::from(flags),
+            offset,
+            file,
+        ]);
     }
-    Float64Array::from(&*numbers)
+    value::object(&[
+        ("columns", Float64Array::from(&*columns).into()),
+        ("files", files.into_iter().map(JsValue::from).collect::<Array>().into()),
+        ("end", (slice.end as f64).into()),
+    ])
 }

@@ -1,5 +1,6 @@
 //! Values of the core as JavaScript objects.
 
+use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
@@ -9,9 +10,12 @@ use wasm_bindgen::JsValue;
 use crate::describe::{Details, NamedFile, Value};
 use crate::drivers::Evidence;
 use crate::engine::FindingKind;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::node::Node;
 use crate::{CheckReport, Image};
+
+/// Largest number that JavaScript counts exactly.
+pub(super) const MAX_SAFE: u64 = (1 << 53) - 1;
 
 /// An object with these properties.
 pub(super) fn object(properties: &[(&str, JsValue)]) -> JsValue {
@@ -27,8 +31,24 @@ fn array(values: impl IntoIterator<Item = JsValue>) -> JsValue {
     values.into_iter().collect::<Array>().into()
 }
 
-fn number(value: u64) -> JsValue {
-    (value as f64).into()
+fn array_of(values: impl IntoIterator<Item = Result<JsValue>>) -> Result<JsValue> {
+    Ok(values.into_iter().collect::<Result<Array>>()?.into())
+}
+
+/// Fails if JavaScript cannot count to `value` exactly.
+pub(super) fn check_safe(what: &str, value: u64) -> Result<()> {
+    if value <= MAX_SAFE {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::TooLarge,
+        format!("{what} is {value}, which is beyond 2^53 - 1, the largest exact number of JavaScript"),
+    ))
+}
+
+fn number(what: &str, value: u64) -> Result<JsValue> {
+    check_safe(what, value)?;
+    Ok((value as f64).into())
 }
 
 fn optional(value: Option<JsValue>) -> JsValue {
@@ -42,24 +62,25 @@ pub(super) fn error(error: Error) -> JsValue {
         ("kind", error.kind().name().into()),
         ("message", error.to_string().into()),
         ("path", optional(context.path.as_deref().map(JsValue::from))),
-        ("offset", optional(context.offset.map(number))),
+        ("offset", optional(context.offset.filter(|offset| *offset <= MAX_SAFE).map(|offset| (offset as f64).into()))),
         ("operation", optional(context.operation.map(JsValue::from))),
     ])
 }
 
-fn property(value: &Value) -> JsValue {
-    match value {
+fn property(name: &str, value: &Value) -> Result<JsValue> {
+    Ok(match value {
         Value::Bool(flag) => (*flag).into(),
-        Value::Number(value) => number(*value),
+        Value::Number(value) => number(name, *value)?,
         Value::Text(text) => text.as_str().into(),
-        Value::List(values) => array(values.iter().map(property)),
-        Value::Object(values) => properties(values),
-    }
+        Value::List(values) => array_of(values.iter().map(|value| property(name, value)))?,
+        Value::Object(values) => properties(values)?,
+    })
 }
 
-fn properties(values: &[(&'static str, Value)]) -> JsValue {
-    let values: Vec<(&str, JsValue)> = values.iter().map(|(name, value)| (*name, property(value))).collect();
-    object(&values)
+fn properties(values: &[(&'static str, Value)]) -> Result<JsValue> {
+    let values: Result<Vec<(&str, JsValue)>> =
+        values.iter().map(|(name, value)| Ok((*name, property(name, value)?))).collect();
+    Ok(object(&values?))
 }
 
 fn named(file: &Option<NamedFile>) -> JsValue {
@@ -76,15 +97,15 @@ pub(super) fn image(image: &Image) -> Result<JsValue> {
         ("filename", image.name().into()),
         ("format", image.format_name().into()),
         ("probed", image.was_probed().into()),
-        ("virtualSize", number(details.virtual_size)),
-        ("clusterSize", optional(details.cluster_size.map(number))),
+        ("virtualSize", number("the size of the disk", details.virtual_size)?),
+        ("clusterSize", optional(details.cluster_size.map(|size| number("the cluster size", size)).transpose()?)),
         ("encryption", optional(details.encryption.map(JsValue::from))),
         ("dirty", details.dirty.into()),
         ("corrupt", details.corrupt.into()),
         ("backingFile", named(&details.backing)),
         ("backingOpened", (details.backing.is_some() && image.missing_backing().is_none()).into()),
         ("dataFile", named(&details.data_file)),
-        ("properties", properties(&details.specific)),
+        ("properties", properties(&details.specific)?),
         (
             "features",
             array(features.iter().map(|feature| {
@@ -98,39 +119,39 @@ pub(super) fn image(image: &Image) -> Result<JsValue> {
         ),
         (
             "snapshots",
-            array(snapshots.iter().map(|snapshot| {
-                object(&[
+            array_of(snapshots.iter().map(|snapshot| {
+                Ok(object(&[
                     ("id", snapshot.id.as_str().into()),
                     ("name", snapshot.name.as_str().into()),
-                    ("vmStateSize", number(snapshot.vm_state_size)),
-                    ("diskSize", number(snapshot.disk_size)),
+                    ("vmStateSize", number("the size of a snapshot's machine state", snapshot.vm_state_size)?),
+                    ("diskSize", number("the size of a snapshot's disk", snapshot.disk_size)?),
                     ("dateSeconds", snapshot.date_sec.into()),
                     ("vmClockSeconds", (snapshot.vm_clock_nsec as f64 / 1e9).into()),
-                ])
-            })),
+                ]))
+            }))?,
         ),
         (
             "bitmaps",
-            array(bitmaps.iter().map(|bitmap| {
-                object(&[
+            array_of(bitmaps.iter().map(|bitmap| {
+                Ok(object(&[
                     ("name", bitmap.name.as_str().into()),
-                    ("granularity", number(bitmap.granularity)),
+                    ("granularity", number("a bitmap's granularity", bitmap.granularity)?),
                     ("inUse", bitmap.in_use.into()),
                     ("auto", bitmap.auto.into()),
-                ])
-            })),
+                ]))
+            }))?,
         ),
         (
             "header",
-            array(header.iter().map(|field| {
-                object(&[
+            array_of(header.iter().map(|field| {
+                Ok(object(&[
                     ("name", field.name.into()),
-                    ("offset", number(field.offset)),
-                    ("length", number(field.len)),
+                    ("offset", number(field.name, field.offset)?),
+                    ("length", number(field.name, field.len)?),
                     ("text", field.text.as_str().into()),
                     ("doc", field.doc.into()),
-                ])
-            })),
+                ]))
+            }))?,
         ),
     ]))
 }
@@ -152,16 +173,16 @@ pub(super) fn info(formats: &[(&'static str, Evidence)], chain: &[JsValue]) -> c
 }
 
 /// The outcome of a check.
-pub(super) fn report(report: &CheckReport) -> JsValue {
-    object(&[
-        ("leaks", number(report.leaks)),
-        ("corruptions", number(report.corruptions)),
-        ("checkErrors", number(report.check_errors)),
-        ("imageEndOffset", number(report.image_end_offset)),
-        ("totalClusters", number(report.total_clusters)),
-        ("allocatedClusters", number(report.allocated_clusters)),
-        ("fragmentedClusters", number(report.fragmented_clusters)),
-        ("compressedClusters", number(report.compressed_clusters)),
+pub(super) fn report(report: &CheckReport) -> Result<JsValue> {
+    Ok(object(&[
+        ("leaks", number("leaks", report.leaks)?),
+        ("corruptions", number("corruptions", report.corruptions)?),
+        ("checkErrors", number("check_errors", report.check_errors)?),
+        ("imageEndOffset", number("image_end_offset", report.image_end_offset)?),
+        ("totalClusters", number("total_clusters", report.total_clusters)?),
+        ("allocatedClusters", number("allocated_clusters", report.allocated_clusters)?),
+        ("fragmentedClusters", number("fragmented_clusters", report.fragmented_clusters)?),
+        ("compressedClusters", number("compressed_clusters", report.compressed_clusters)?),
         (
             "findings",
             array(report.findings.iter().take(1000).map(|finding| {
@@ -179,5 +200,5 @@ pub(super) fn report(report: &CheckReport) -> JsValue {
                 ])
             })),
         ),
-    ])
+    ]))
 }

@@ -237,7 +237,7 @@ impl Header {
             return Err(Problem::Magic { found: raw.magic }.invalid_at(0));
         }
         if available >= 8 && !(2..=3).contains(&raw.version) {
-            return Err(Problem::Version { found: raw.version }.invalid_at(4));
+            return Err(Error::new(ErrorKind::Unsupported, Problem::Version { found: raw.version }).at_offset(4));
         }
         if available < V2_SIZE || (raw.version == 3 && available < V3_SIZE) {
             return Err(truncated("the header", if raw.version == 3 { V3_SIZE } else { V2_SIZE }));

@@ -49,10 +49,11 @@ const L1_TABLE: Level = 3;
 const PIECE_BYTES: u64 = 64 << 10;
 
 fn probe(probe: &Probe<'_>) -> Option<Evidence> {
-    let version = probe.head.get(4..8)?;
-    (probe.head.starts_with(b"QFI\xfb") && matches!(version, [0, 0, 0, 2 | 3])).then(|| Evidence {
+    let version = u32::from_be_bytes(probe.head.get(4..8)?.try_into().ok()?);
+    // Later versions too: opening refuses them, where as raw they would show metadata as guest data. 1 is another format.
+    (probe.head.starts_with(b"QFI\xfb") && version >= 2).then(|| Evidence {
         score: 100,
-        text: alloc::format!("magic 'QFI\\xfb' at offset 0 and version {} at offset 4", version[3]),
+        text: alloc::format!("magic 'QFI\\xfb' at offset 0 and version {version} at offset 4"),
     })
 }
 

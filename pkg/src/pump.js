@@ -1,0 +1,182 @@
+// The host side of the core: takes every request that it has queued, answers them, and settles jobs.
+
+import { checkedNumber, closed, fromCore, shortRead } from "./errors.js";
+
+/** The file that the caller gave; files that it names get higher numbers. */
+const FIRST_FILE = 1;
+/** Failures of sources that are remembered to explain the errors of the core. */
+const MAX_CAUSES = 16;
+
+export class Pump {
+  #session;
+  #sources = new Map();
+  #jobs = new Set();
+  #causes = [];
+  #openReference;
+  #turning = false;
+  #again = false;
+
+  /** `openReference` answers with a source for a file that the image names, or with nothing to refuse. */
+  constructor(session, source, openReference) {
+    this.#session = session;
+    this.#sources.set(FIRST_FILE, source);
+    this.#openReference = openReference;
+  }
+
+  /** Asks the core something that it answers at once. */
+  call(question) {
+    if (!this.#session) throw closed();
+    try {
+      return question(this.#session);
+    } catch (error) {
+      throw fromCore(error);
+    }
+  }
+
+  /** Starts a job of the core; `take` gets its result, `undefined` while there is none. */
+  run(start, signal, take = (session, id) => session.take(id)) {
+    return new Promise((resolve, reject) => {
+      signal?.throwIfAborted();
+      const job = { id: this.call(start), take, resolve, reject, signal };
+      job.abort = () => {
+        if (!this.#jobs.has(job)) return;
+        this.#end(job);
+        this.#session?.cancel(job.id);
+        reject(signal.reason);
+        this.#turn();
+      };
+      signal?.addEventListener("abort", job.abort, { once: true });
+      this.#jobs.add(job);
+      this.#turn();
+    });
+  }
+
+  /** The files that are open, the caller's first. */
+  get files() {
+    return [...this.#sources.values()];
+  }
+
+  async close() {
+    const session = this.#session;
+    if (!session) return;
+    this.#session = null;
+    this.#rejectAll(closed());
+    session.free();
+    const sources = this.files;
+    this.#sources.clear();
+    for (const source of sources) await source.close?.();
+  }
+
+  /** Runs the core, issues every request it has queued before any is waited for, and settles the jobs that have ended. */
+  #turn() {
+    this.#again = true;
+    if (this.#turning) return;
+    this.#turning = true;
+    try {
+      while (this.#again && this.#session) {
+        this.#again = false;
+        this.#session.poll();
+        const requests = [];
+        for (let request = this.#session.next(); request !== undefined; request = this.#session.next()) requests.push(request);
+        for (const request of requests) this.#answer(request);
+        for (const job of [...this.#jobs]) this.#settle(job);
+      }
+    } catch (error) {
+      // The core broke: nothing that it was asked will be answered.
+      this.#rejectAll(fromCore(error));
+    } finally {
+      this.#turning = false;
+    }
+  }
+
+  #settle(job) {
+    if (!this.#session || !this.#jobs.has(job)) return;
+    let value;
+    try {
+      value = job.take(this.#session, job.id);
+    } catch (error) {
+      this.#end(job);
+      job.reject(this.#explained(error));
+      return;
+    }
+    if (value === undefined) return;
+    this.#end(job);
+    job.resolve(value);
+  }
+
+  #end(job) {
+    this.#jobs.delete(job);
+    job.signal?.removeEventListener("abort", job.abort);
+  }
+
+  #rejectAll(error) {
+    for (const job of [...this.#jobs]) {
+      this.#end(job);
+      job.reject(error);
+    }
+  }
+
+  /** An error of the core with the source's failure behind it as its cause. */
+  #explained(error) {
+    const cause = this.#causes.findLast(({ text }) => typeof error?.message === "string" && error.message.includes(text));
+    return fromCore(error, cause?.error);
+  }
+
+  #answer(request) {
+    if (!this.#session) return;
+    let answer;
+    try {
+      answer = request.kind === "read" ? this.#sources.get(request.file).read(request.at, request.length) : this.#open(request);
+    } catch (error) {
+      this.#fail(request, error);
+      return;
+    }
+    if (typeof answer?.then !== "function") {
+      this.#complete(request, answer);
+      return;
+    }
+    answer.then(
+      (value) => this.#complete(request, value),
+      (error) => this.#fail(request, error),
+    );
+  }
+
+  #complete(request, value) {
+    if (!this.#session) {
+      if (request.kind === "open") value.close?.();
+      return;
+    }
+    if (request.kind === "open") {
+      const file = FIRST_FILE + this.#sources.size;
+      this.#sources.set(file, value);
+      this.#session.completeOpen(request.id, file, value.name, value.size);
+    } else {
+      const bytes = value instanceof ArrayBuffer ? new Uint8Array(value) : value;
+      if (bytes?.length !== request.length) {
+        const { name } = this.#sources.get(request.file);
+        return this.#fail(request, shortRead(name, request.at, request.length, bytes?.length ?? 0));
+      }
+      this.#session.completeRead(request.id, bytes);
+    }
+    this.#turn();
+  }
+
+  #fail(request, error) {
+    if (!this.#session) return;
+    // The core puts the file's name in front, and where it was read behind.
+    const text = error?.message ?? String(error);
+    this.#causes.push({ text, error });
+    if (this.#causes.length > MAX_CAUSES) this.#causes.shift();
+    this.#session.fail(request.id, error?.kind ?? (error?.name === "AbortError" ? "cancelled" : "io"), text);
+    this.#turn();
+  }
+
+  async #open(reference) {
+    const { name, format, role, from } = reference;
+    const source = await this.#openReference({ name, format, role, from });
+    if (!source) throw Object.assign(new Error(`'${name}' (${role}) was not opened: onOpen did not allow it`), { kind: "denied" });
+    const size = checkedNumber(source.size, `the size of '${name}'`);
+    // A path or address says more than the image's spelling, which may be relative; a File says less.
+    return { ...source, name: source.located ? source.name : name, size };
+  }
+}
