@@ -118,7 +118,11 @@ impl File {
     /// The file does not exist, is not a regular file or block device, may not be accessed, or is in use.
     pub fn open(path: &str, options: FileOptions) -> Result<Arc<Self>> {
         let failed = |error: io::Error| {
-            let text = std::format!("Could not {} '{path}': {}", if options.create { "create" } else { "open" }, reason(&error));
+            let text = std::format!(
+                "Could not {} '{path}': {}",
+                if options.create { "create" } else { "open" },
+                reason(&error)
+            );
             Error::new(Error::from(error).kind(), text)
         };
         let mut open = fs::OpenOptions::new();
