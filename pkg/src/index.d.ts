@@ -1,3 +1,5 @@
+/// <reference lib="esnext.disposable" />
+
 /** Sizes and offsets: exact whole numbers. A bigint is accepted where it fits. */
 export type Size = number | bigint;
 
@@ -225,6 +227,6 @@ export class SourceError extends DisketteError {}
 export class ClosedError extends DisketteError {}
 
 /** Loads the WebAssembly, once; `open` does it on its own. `module` is its bytes or, in browsers, its address. */
-export function load(module?: BufferSource | WebAssembly.Module | URL | string): Promise<void>;
+export function load(module?: ArrayBuffer | ArrayBufferView | URL | string): Promise<void>;
 /** Opens an image for reading. */
 export function open(input: Input, options?: OpenOptions): Promise<Image>;

@@ -1,4 +1,4 @@
-// Numbers for people.
+// Numbers for people, and elements without fuss.
 
 const UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
@@ -12,14 +12,38 @@ export function size(bytes: number): string {
   return `${Number(value.toPrecision(4))} ${UNITS[unit]}`;
 }
 
+/** `1,048,576 bytes`. */
+export function exactly(bytes: number): string {
+  return `${bytes.toLocaleString("en")} bytes`;
+}
+
 export function hex(number: number, digits = 0): string {
   return number.toString(16).padStart(digits, "0");
+}
+
+/** `0x10000`. */
+export function offset(number: number): string {
+  return `0x${hex(number)}`;
+}
+
+/** A share, never rounded to nothing or to everything. */
+export function percent(part: number, whole: number): string {
+  if (whole === 0 || part === 0) return "0 %";
+  if (part === whole) return "100 %";
+  const share = (part / whole) * 100;
+  return share < 0.1 ? "< 0.1 %" : share > 99.9 ? "> 99.9 %" : `${share.toFixed(1)} %`;
+}
+
+interface Options {
+  class?: string;
+  text?: string;
+  title?: string;
 }
 
 /** An element with a class, a text and children. */
 export function element<K extends keyof HTMLElementTagNameMap>(
   tag: K,
-  options: { class?: string; text?: string; title?: string } = {},
+  options: Options = {},
   ...children: (Node | string)[]
 ): HTMLElementTagNameMap[K] {
   const made = document.createElement(tag);
@@ -27,5 +51,12 @@ export function element<K extends keyof HTMLElementTagNameMap>(
   if (options.text !== undefined) made.textContent = options.text;
   if (options.title) made.title = options.title;
   made.append(...children);
+  return made;
+}
+
+export function button(text: string, act: () => void, style = ""): HTMLButtonElement {
+  const made = element("button", { text, class: style });
+  made.type = "button";
+  made.onclick = act;
   return made;
 }

@@ -1,112 +1,269 @@
-// <hex-view>: bytes of the disk or of the file, of which only the visible rows exist.
+// <hex-view>: bytes of the disk or of a file. Only the visible rows exist; the scroll bar stands for the whole.
 
-import { element, hex } from "./format";
+import { button, element, hex, offset } from "./format";
 import type { Space } from "./protocol";
 
 const ROW_BYTES = 16;
-const ROWS = 24;
+/** Browsers limit how high an element may be, so a long file is scrolled by share rather than by pixel. */
+const MAX_SCROLL_PIXELS = 4_000_000;
+const PAGE_BYTES = 64 * 1024;
+const MAX_PAGES = 64;
 
 export interface Mark {
   offset: number;
   length: number;
 }
 
+export interface ByteSpace {
+  space: Space;
+  label: string;
+  size: number;
+}
+
 type Reader = (space: Space, offset: number, length: number) => Promise<Uint8Array>;
 
 export class HexView extends HTMLElement {
-  #space: Space = "file";
-  #sizes: Record<Space, number> = { file: 0, guest: 0 };
-  #offset = 0;
+  #spaces: ByteSpace[] = [];
+  #space: ByteSpace = { space: 0, label: "", size: 0 };
+  #top = 0;
+  #cursor = 0;
   #mark: Mark | undefined;
   #read: Reader = async () => new Uint8Array();
-  #body = element("pre", { class: "hex" });
+  #pages = new Map<number, Uint8Array | Promise<Uint8Array>>();
+  #select = element("select");
   #position = element("input");
-  #spaces = element("select");
+  #scroller = element("div", { class: "scroller" });
+  #spacer = element("div", { class: "spacer" });
+  #rows = element("div", { class: "rows" });
+  #about = element("p", { class: "caption" });
   #turn = 0;
+  /** The byte under the cursor has changed. */
+  onmove: (space: Space, at: number) => void = () => {};
 
   connectedCallback(): void {
     if (this.childElementCount > 0) return;
-    this.#spaces.append(new Option("file bytes", "file"), new Option("disk bytes", "guest"));
-    this.#spaces.ariaLabel = "Which bytes";
-    this.#spaces.onchange = () => this.show(this.#spaces.value as Space, 0);
-    this.#position.ariaLabel = "Offset";
-    this.#position.onchange = () => this.show(this.#space, Number(this.#position.value) || 0);
-    const step = (label: string, rows: number) => {
-      const button = element("button", { text: label });
-      button.onclick = () => this.#move(rows);
-      return button;
+    this.#select.ariaLabel = "Which bytes";
+    this.#select.onchange = () => this.show(this.#spaces[this.#select.selectedIndex]?.space ?? 0, 0);
+    this.#position.ariaLabel = "Go to offset, in hexadecimal with 0x or decimal";
+    this.#position.spellcheck = false;
+    this.#position.autocomplete = "off";
+    this.#position.onchange = () => this.#go(this.#position.value.trim());
+    const scroller = this.#scroller;
+    scroller.tabIndex = 0;
+    scroller.setAttribute("role", "application");
+    scroller.ariaLabel = "Bytes. Arrow keys move by byte and row, Page keys by page, Home and End to the ends.";
+    scroller.onkeydown = (event) => this.#key(event);
+    scroller.onscroll = () => this.#scrolled();
+    scroller.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
+    this.#rows.onclick = (event) => {
+      const at = (event.target as HTMLElement).dataset["at"];
+      if (at !== undefined) this.#moveTo(Number(at));
     };
-    this.#body.tabIndex = 0;
-    this.#body.ariaLabel = "Bytes; arrow and page keys move";
-    this.#body.setAttribute("role", "region");
-    this.#body.onkeydown = (event) => {
-      const rows = { ArrowDown: 1, ArrowUp: -1, PageDown: ROWS, PageUp: -ROWS, Home: -Infinity, End: Infinity }[event.key];
-      if (rows === undefined) return;
-      event.preventDefault();
-      this.#move(rows);
-    };
-    this.#body.addEventListener(
-      "wheel",
-      (event) => {
-        event.preventDefault();
-        this.#move(Math.sign(event.deltaY) * 3);
-      },
-      { passive: false },
-    );
-    const bar = element("div", { class: "bar" }, this.#spaces, this.#position, step("Back", -ROWS), step("Forward", ROWS));
-    this.append(bar, this.#body);
+    scroller.append(this.#rows, this.#spacer);
+    this.#about.setAttribute("aria-live", "polite");
+    const label = element("label", { text: "Go to " }, this.#position);
+    this.append(element("div", { class: "bar" }, this.#select, label, button("Start", () => this.#moveTo(0)), button("End", () => this.#moveTo(Infinity))), scroller, this.#about);
+    new ResizeObserver(() => this.#layout()).observe(scroller);
   }
 
-  setup(fileSize: number, guestSize: number, read: Reader): void {
-    this.#sizes = { file: fileSize, guest: guestSize };
+  setup(spaces: ByteSpace[], read: Reader): void {
+    this.#spaces = spaces;
     this.#read = read;
-    this.show("file", 0);
+    this.#select.replaceChildren(...spaces.map(({ label }) => new Option(label)));
+    this.#pages.clear();
+    this.#mark = undefined;
+    this.#space = { space: -1, label: "", size: 0 };
+    this.show(spaces[0]?.space ?? 0, 0);
   }
 
   /** Shows a place, with bytes marked. */
-  show(space: Space, offset: number, mark?: Mark): void {
-    this.#space = space;
+  show(space: Space, at: number, mark?: Mark): void {
+    const index = this.#spaces.findIndex((other) => other.space === space);
+    const next = this.#spaces[index];
+    if (!next) return;
+    if (next !== this.#space) {
+      this.#space = next;
+      this.#pages.clear();
+      this.#select.selectedIndex = index;
+    }
     this.#mark = mark;
-    this.#spaces.value = space;
-    const last = Math.max(0, Math.ceil(this.#sizes[space] / ROW_BYTES) - ROWS) * ROW_BYTES;
-    this.#offset = Math.max(0, Math.min(Math.floor(offset / ROW_BYTES) * ROW_BYTES, last));
-    this.#position.value = `0x${hex(this.#offset)}`;
-    void this.#draw();
+    this.#cursor = Math.max(0, Math.min(at, next.size - 1));
+    this.#layout();
+    const row = Math.floor(this.#cursor / ROW_BYTES);
+    if (row < this.#top || row >= this.#top + this.#visible() - 1) this.#scrollTo(row - 2);
+    else this.#draw();
   }
 
-  #move(rows: number): void {
-    const target = rows === -Infinity ? 0 : rows === Infinity ? this.#sizes[this.#space] : this.#offset + rows * ROW_BYTES;
-    this.show(this.#space, target, this.#mark);
+  #rowHeight(): number {
+    return parseFloat(getComputedStyle(this.#rows).lineHeight) || 20;
   }
 
-  async #draw(): Promise<void> {
-    const turn = ++this.#turn;
-    const offset = this.#offset;
-    const length = Math.min(ROWS * ROW_BYTES, this.#sizes[this.#space] - offset);
-    let bytes: Uint8Array;
-    try {
-      bytes = length > 0 ? await this.#read(this.#space, offset, length) : new Uint8Array();
-    } catch (error) {
-      if (turn === this.#turn) this.#body.textContent = (error as Error).message;
+  #visible(): number {
+    return Math.max(4, Math.floor(this.#scroller.clientHeight / this.#rowHeight()));
+  }
+
+  #totalRows(): number {
+    return Math.ceil(this.#space.size / ROW_BYTES);
+  }
+
+  #lastTop(): number {
+    return Math.max(0, this.#totalRows() - this.#visible());
+  }
+
+  #layout(): void {
+    const height = Math.min(this.#totalRows() * this.#rowHeight(), MAX_SCROLL_PIXELS);
+    this.#spacer.style.height = `${Math.max(0, height - this.#scroller.clientHeight)}px`;
+    this.#top = Math.min(this.#top, this.#lastTop());
+    this.#draw();
+  }
+
+  #scrollRange(): number {
+    return this.#scroller.scrollHeight - this.#scroller.clientHeight;
+  }
+
+  #scrolled(): void {
+    const range = this.#scrollRange();
+    const expected = this.#lastTop() === 0 ? 0 : (this.#top / this.#lastTop()) * range;
+    // The bar is where we put it ourselves; one pixel of it may stand for many rows.
+    if (range <= 0 || Math.abs(this.#scroller.scrollTop - expected) < 1.5) return;
+    this.#top = Math.round((this.#scroller.scrollTop / range) * this.#lastTop());
+    this.#draw();
+  }
+
+  #scrollTo(row: number): void {
+    this.#top = Math.max(0, Math.min(Math.round(row), this.#lastTop()));
+    if (this.#lastTop() > 0) this.#scroller.scrollTop = (this.#top / this.#lastTop()) * this.#scrollRange();
+    this.#draw();
+  }
+
+  #wheel(event: WheelEvent): void {
+    if (event.ctrlKey || event.deltaY === 0) return;
+    const target = this.#top + Math.sign(event.deltaY) * Math.max(1, Math.round(Math.abs(event.deltaY) / this.#rowHeight()));
+    // At an end the page scrolls on.
+    if ((target < 0 && this.#top === 0) || (target > this.#lastTop() && this.#top === this.#lastTop())) return;
+    event.preventDefault();
+    this.#scrollTo(target);
+  }
+
+  #key(event: KeyboardEvent): void {
+    const page = (this.#visible() - 1) * ROW_BYTES;
+    const moves: Record<string, number> = {
+      ArrowDown: ROW_BYTES,
+      ArrowUp: -ROW_BYTES,
+      ArrowRight: 1,
+      ArrowLeft: -1,
+      PageDown: page,
+      PageUp: -page,
+      Home: -Infinity,
+      End: Infinity,
+    };
+    const move = moves[event.key];
+    if (move === undefined || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    this.#moveTo(this.#cursor + move);
+  }
+
+  #moveTo(at: number): void {
+    this.#cursor = Math.max(0, Math.min(at, this.#space.size - 1));
+    const row = Math.floor(this.#cursor / ROW_BYTES);
+    if (row < this.#top) this.#scrollTo(row);
+    else if (row > this.#top + this.#visible() - 1) this.#scrollTo(row - this.#visible() + 1);
+    else this.#draw();
+    this.onmove(this.#space.space, this.#cursor);
+  }
+
+  #go(text: string): void {
+    const at = Number(text);
+    if (text === "" || !Number.isSafeInteger(at) || at < 0 || at >= Math.max(1, this.#space.size)) {
+      this.#position.setCustomValidity(`An offset from 0 to ${offset(Math.max(0, this.#space.size - 1))}, such as 0x10000 or 65536`);
+      this.#position.reportValidity();
       return;
     }
-    if (turn !== this.#turn) return;
-    const rows = document.createDocumentFragment();
-    for (let row = 0; row < bytes.length; row += ROW_BYTES) {
-      const line = element("span", { class: "row" }, element("span", { class: "at", text: `${hex(offset + row, 8)}  ` }));
-      let text = "";
+    this.#position.setCustomValidity("");
+    this.#moveTo(at);
+    this.#scrollTo(Math.floor(at / ROW_BYTES) - 2);
+  }
+
+  /** A page of bytes, or a promise for it. */
+  #page(number: number): Uint8Array | Promise<Uint8Array> {
+    const known = this.#pages.get(number);
+    if (known) return known;
+    const start = number * PAGE_BYTES;
+    const pages = this.#pages;
+    const page = this.#read(this.#space.space, start, Math.min(PAGE_BYTES, this.#space.size - start)).then(
+      (bytes) => {
+        pages.set(number, bytes);
+        return bytes;
+      },
+      (error: unknown) => {
+        pages.delete(number);
+        throw error;
+      },
+    );
+    pages.set(number, page);
+    if (pages.size > MAX_PAGES) pages.delete(pages.keys().next().value as number);
+    return page;
+  }
+
+  #draw(): void {
+    const turn = ++this.#turn;
+    const start = this.#top * ROW_BYTES;
+    const end = Math.min(this.#space.size, start + (this.#visible() + 1) * ROW_BYTES);
+    const needed: (Uint8Array | Promise<Uint8Array>)[] = [];
+    const first = Math.floor(start / PAGE_BYTES);
+    for (let number = first; number * PAGE_BYTES < end; number++) needed.push(this.#page(number));
+    const paint = (pages: Uint8Array[]): void => {
+      if (turn !== this.#turn) return;
+      this.#paint(start, end, (at) => pages[Math.floor(at / PAGE_BYTES) - first]?.[at % PAGE_BYTES]);
+    };
+    if (needed.every((page) => page instanceof Uint8Array)) return paint(needed as Uint8Array[]);
+    Promise.all(needed).then(paint, (error: Error) => {
+      if (turn === this.#turn) this.#rows.replaceChildren(element("p", { class: "error", text: error.message }));
+    });
+  }
+
+  #paint(start: number, end: number, byteAt: (at: number) => number | undefined): void {
+    const digits = Math.max(8, hex(this.#space.size).length);
+    const mark = this.#mark;
+    const rows: HTMLElement[] = [];
+    for (let row = start; row < end; row += ROW_BYTES) {
+      const bytes = element("span", { class: "bytes" });
+      const text = element("span", { class: "text" });
       for (let at = row; at < row + ROW_BYTES; at++) {
-        const byte = bytes[at];
-        const place = offset + at;
-        const marked = this.#mark && place >= this.#mark.offset && place < this.#mark.offset + this.#mark.length;
-        const shown = byte === undefined ? "   " : `${hex(byte, 2)} `;
-        line.append(marked ? element("mark", { text: shown }) : shown);
-        text += byte === undefined ? " " : byte >= 32 && byte < 127 ? String.fromCharCode(byte) : "·";
+        const byte = at < end ? byteAt(at) : undefined;
+        const shown = element("span", { text: byte === undefined ? "  " : hex(byte, 2) });
+        const printable = byte !== undefined && byte >= 32 && byte < 127;
+        const letter = element("span", { text: byte === undefined ? " " : printable ? String.fromCharCode(byte) : "·" });
+        for (const cell of [shown, letter]) {
+          if (byte === undefined) continue;
+          cell.dataset["at"] = String(at);
+          if (byte === 0) cell.classList.add("zero");
+          if (mark && at >= mark.offset && at < mark.offset + mark.length) cell.classList.add("marked");
+          if (at === this.#cursor) cell.classList.add("cursor");
+        }
+        bytes.append(shown);
+        text.append(letter);
       }
-      line.append(element("span", { class: "text", text: ` ${text}\n` }));
-      rows.append(line);
+      rows.push(element("div", { class: "row" }, element("span", { class: "at", text: hex(row, digits) }), bytes, text));
     }
-    this.#body.replaceChildren(rows);
+    if (rows.length === 0) rows.push(element("p", { text: "There are no bytes here." }));
+    this.#rows.replaceChildren(...rows);
+    if (document.activeElement !== this.#position) this.#position.value = offset(this.#cursor);
+    this.#describe(byteAt);
+  }
+
+  /** What the bytes at the cursor are as numbers. */
+  #describe(byteAt: (at: number) => number | undefined): void {
+    const bytes = Array.from({ length: 8 }, (_, index) => byteAt(this.#cursor + index));
+    const known = bytes.findIndex((byte) => byte === undefined);
+    const length = known < 0 ? 8 : known;
+    if (length === 0) {
+      this.#about.textContent = "";
+      return;
+    }
+    const number = (count: number): bigint => bytes.slice(0, count).reduce((value, byte) => (value << 8n) | BigInt(byte ?? 0), 0n);
+    const parts = [1, 2, 4, 8].filter((count) => count <= length).map((count) => `${count * 8} bits ${number(count)}`);
+    this.#about.textContent = `At ${offset(this.#cursor)} (${this.#cursor}), big-endian: ${parts.join(", ")}.`;
   }
 }
 

@@ -1,164 +1,230 @@
 // The page: takes an image, asks the worker, shows the answers.
 
-import type { CheckReport, ImageInfo, LayerInfo, Property } from "diskette";
+import type { HeaderField, LayerInfo } from "diskette";
 
-import { element, hex, size } from "./format";
+import { button, element, hex, size } from "./format";
 import type { HexView } from "./hex-view";
 import "./hex-view";
 import type { MapView } from "./map-view";
 import "./map-view";
-import type { Opened } from "./protocol";
+import type { Ask, Missing, Opened } from "./protocol";
 import { ask } from "./rpc";
+import { showChain, showCheck, showFacts, showFormats, showLists, showWarnings } from "./summary";
 
 const $ = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
 
 const status = $("status");
 const results = $("results");
+const fileInput = $<HTMLInputElement>("files");
 const hexView = document.querySelector("hex-view") as HexView;
 const mapView = document.querySelector("map-view") as MapView;
 
+type Opening = Extract<Ask, { op: "open" | "open-url" }>;
+
 const ADVICE: Record<string, string> = {
-  invalid: "The file is damaged or is not a disk image of this format.",
-  corrupt: "The image contradicts itself. Keep the file as it is and work on a copy.",
-  unsupported: "This inspector does not understand a part of the image, so it shows nothing rather than something wrong.",
-  denied: "The image needs another file. Choose all files together: the image first, then those it names.",
-  io: "The bytes could not be read. Is the file still there, and does the server allow this page to read it (CORS)?",
+  invalid: "The file is cut off, damaged, or not an image of this format. Compare its size and checksum with where it came from.",
+  corrupt: "The image contradicts itself. Keep it as it is, work on a copy, and see what qemu-img check says.",
+  unsupported: "Rather than show something wrong, the inspector shows nothing. A newer version may know it.",
+  denied: "The image needs another file. Choose all of them together: the image and those it names.",
+  "too-large": "A page cannot count beyond 8 PiB. The diskette command line can.",
+  "over-budget": "The image asks for more than a sound one needs. If you trust it, use the diskette command line.",
+  "not-found": "There is nothing at this place. Check the name or address.",
+  "permission-denied": "Reading it is not permitted. Check the rights of the file, or whether the server asks for a login.",
+  io: "Is the file still there and unchanged? A server must answer range requests and allow this page to read (CORS); else download the file and choose it here.",
 };
 
-function say(text: string, isError = false): void {
-  status.textContent = text;
-  status.classList.toggle("error", isError);
+/** Counts openings, so that answers about an image before are not shown for this one. */
+let generation = 0;
+let current: { opening: Opening; opened: Opened; layer: number } | undefined;
+
+function say(text: string): void {
+  status.className = "";
+  status.replaceChildren(element("p", { text }));
 }
 
-async function inspect(opening: () => Promise<Opened>): Promise<void> {
+function complain(error: unknown): void {
+  const { message, kind = "" } = error as { message: string; kind?: string };
+  status.className = "failed";
+  const advice = ADVICE[kind];
+  status.replaceChildren(element("p", {}, element("strong", { text: "It could not be opened. " }), message), ...(advice ? [element("p", { text: advice })] : []));
+}
+
+async function inspect(opening: Opening): Promise<void> {
+  const turn = ++generation;
   say("Opening…");
   results.hidden = true;
+  document.body.classList.remove("opened");
   const begun = performance.now();
+  let opened: Opened;
   try {
-    const opened = await opening();
-    show(opened);
-    say(`${opened.name}: opened in ${Math.round(performance.now() - begun)} ms.`);
-    const { virtualSize } = opened.info;
-    hexView.setup(opened.fileSize, virtualSize, (space, offset, length) => ask({ op: "read", space, offset, length }));
-    mapView.setup(await ask({ op: "map" }), virtualSize);
-    showCheck(await ask({ op: "check" }).catch((error: Error) => error));
+    opened = await ask(opening);
   } catch (error) {
-    const { message, kind = "" } = error as { message: string; kind?: string };
-    say([message, ADVICE[kind]].filter(Boolean).join("\n"), true);
-  }
-}
-
-function row(name: string, value: Node | string): HTMLElement {
-  return element("div", { class: "fact" }, element("dt", { text: name }), element("dd", {}, value));
-}
-
-function show({ name, fileSize, info, missing }: Opened): void {
-  results.hidden = false;
-  $("title").textContent = name;
-  const facts = $("facts");
-  facts.replaceChildren(
-    row("Format", `${info.format}${info.probed ? " (recognised)" : ""}`),
-    row("Disk", `${size(info.virtualSize)} (${info.virtualSize} bytes)`),
-    row("File", `${size(fileSize)} (${fileSize} bytes)`),
-  );
-  if (info.clusterSize) facts.append(row("Cluster", size(info.clusterSize)));
-  if (info.encryption) facts.append(row("Encryption", info.encryption));
-  if (info.dirty) facts.append(row("State", "not closed cleanly"));
-  if (info.corrupt) facts.append(row("State", "marked corrupt"));
-  for (const [property, value] of Object.entries(info.properties)) facts.append(row(property.replaceAll("-", " "), text(value)));
-  $("formats").replaceChildren(
-    ...info.formats.map(({ format, score, evidence }) => element("li", { text: `${format} (${score} %): ${evidence}` })),
-  );
-  showChain(info, missing);
-  showHeader(info);
-  showLists(info);
-}
-
-function text(value: Property): string {
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
-}
-
-function showChain(info: ImageInfo, missing: string[]): void {
-  const items = info.chain.map((layer: LayerInfo) =>
-    element("li", { text: `${layer.filename || "image"} — ${layer.format}, ${size(layer.virtualSize)}` }),
-  );
-  for (const name of missing) items.push(element("li", { class: "missing", text: `${name} — not opened; bytes in it cannot be shown` }));
-  $("chain").replaceChildren(...items);
-}
-
-function showHeader(info: ImageInfo): void {
-  const rows = info.header.map((field) => {
-    const button = element("button", { class: "field", text: field.name });
-    button.onclick = () => hexView.show("file", field.offset, { offset: field.offset, length: field.length });
-    const bytes = `${hex(field.offset, 2)}–${hex(field.offset + field.length - 1, 2)}`;
-    return element(
-      "tr",
-      {},
-      element("th", { class: "name" }, button),
-      element("td", { class: "mono", text: bytes }),
-      element("td", { class: "mono", text: field.text }),
-      element("td", { text: field.doc }),
-    );
-  });
-  $("fields").replaceChildren(...rows);
-  $("header-section").hidden = rows.length === 0;
-}
-
-function showLists(info: ImageInfo): void {
-  const lists: [string, string[]][] = [
-    ["features", info.features.map(({ kind, bit, name, known }) => `${kind} bit ${bit}: ${name}${known ? "" : " (unknown)"}`)],
-    ["snapshots", info.snapshots.map(({ id, name, diskSize }) => `${id}: ${name}, disk of ${size(diskSize)}`)],
-    ["bitmaps", info.bitmaps.map(({ name, granularity, inUse }) => `${name}: one bit for ${size(granularity)}${inUse ? ", in use" : ""}`)],
-  ];
-  for (const [id, items] of lists) {
-    $(id).replaceChildren(...(items.length > 0 ? items : ["none"]).map((item) => element("li", { text: item })));
-  }
-}
-
-function showCheck(report: CheckReport | Error): void {
-  const summary = $("check-summary");
-  const findings = $("findings");
-  findings.replaceChildren();
-  if (report instanceof Error) {
-    summary.textContent = report.message;
+    if (turn === generation) complain(error);
     return;
   }
-  const { corruptions, leaks, checkErrors } = report;
-  summary.textContent =
-    corruptions + leaks + checkErrors === 0
-      ? `No errors. ${report.allocatedClusters} of ${report.totalClusters} clusters are allocated, ${report.fragmentedClusters} fragmented, ${report.compressedClusters} compressed.`
-      : `${corruptions} errors, ${leaks} leaked clusters, ${checkErrors} places that could not be looked at.`;
-  findings.replaceChildren(...report.findings.slice(0, 200).map((finding) => element("li", { text: finding.text })));
+  if (turn !== generation) return;
+  current = { opening, opened, layer: 0 };
+  results.hidden = false;
+  document.body.classList.add("opened");
+  say(`${opened.name} opened in ${Math.max(1, Math.round(performance.now() - begun))} ms.`);
+  show(opened);
+  await Promise.all([showMap(turn, opened), showReport(turn)]);
+}
+
+function show(opened: Opened): void {
+  const { info, files } = opened;
+  document.title = `${opened.name.split("/").at(-1)} – diskette inspector`;
+  $("title").textContent = opened.name;
+  showFormats(info);
+  showWarnings(opened, giveMissing);
+  const spaces = files.map(({ name, size: bytes }, index) => {
+    const shown = name.split(/[/\\]/).at(-1) || "file";
+    return { space: index, label: `File ${shown} (${size(bytes)})`, size: bytes };
+  });
+  const disk = { space: "disk" as const, label: `Disk (${size(info.virtualSize)})`, size: info.virtualSize };
+  hexView.setup([...spaces, disk], (space, offset, length) => ask({ op: "read", space, offset, length }));
+  choose(0);
+}
+
+/** Shows an image of the chain. */
+function choose(index: number): void {
+  if (!current) return;
+  const { opened } = current;
+  const layer = opened.info.chain[index];
+  if (!layer) return;
+  current.layer = index;
+  const file = fileOf(layer, index);
+  showFacts(layer, opened.files[file]?.size);
+  showChain(opened, index, choose);
+  showHeader(layer, file);
+  showLists(layer);
+  hexView.show(file, 0);
+}
+
+/** Index of the file that an image of the chain is in. */
+function fileOf(layer: LayerInfo, index: number): number {
+  const found = current?.opened.files.findIndex(({ name }) => name === layer.filename) ?? -1;
+  return index === 0 || found < 0 ? 0 : found;
+}
+
+let fieldsShown: { field: HeaderField; row: HTMLElement }[] = [];
+let fieldsFile = 0;
+
+function showHeader(layer: LayerInfo, file: number): void {
+  fieldsFile = file;
+  fieldsShown = layer.header.map((field) => {
+    const go = button(field.name, () => lead(field), "link mono");
+    const name = element("th", {}, go, element("span", { class: "doc", text: field.doc }));
+    const row = element("tr", {}, name, element("td", { class: "mono", text: field.text }), element("td", { class: "mono bytes-at", text: bytesOf(field) }));
+    name.scope = "row";
+    return { field, row };
+  });
+  const none = element("tr", {}, Object.assign(element("td", { text: "A raw image has no header: every byte is the disk's own." }), { colSpan: 3 }));
+  $("fields").replaceChildren(...(fieldsShown.length > 0 ? fieldsShown.map(({ row }) => row) : [none]));
+}
+
+function bytesOf({ offset, length }: HeaderField): string {
+  return length === 1 ? hex(offset, 2) : `${hex(offset, 2)}–${hex(offset + length - 1, 2)}`;
+}
+
+function lead(field: HeaderField): void {
+  hexView.show(fieldsFile, field.offset, { offset: field.offset, length: field.length });
+  markField(field.offset);
+}
+
+function markField(at: number): void {
+  for (const { field, row } of fieldsShown) {
+    const here = at >= field.offset && at < field.offset + field.length;
+    row.classList.toggle("current", here);
+    if (here) row.scrollIntoView({ block: "nearest" });
+  }
+}
+
+hexView.onmove = (space, at) => {
+  if (space === fieldsFile) markField(at);
+};
+
+async function showMap(turn: number, { info, missing }: Opened): Promise<void> {
+  const backing = missing.find(({ role }) => role === "backing");
+  mapView.reset(info.virtualSize, backing && `nothing is stored here; the bytes are those of ${backing.name}, which is not open`);
+  try {
+    const { complete } = await ask({ op: "map" }, (page) => {
+      if (turn !== generation) return;
+      mapView.model.append(page);
+      mapView.update();
+    });
+    if (turn === generation) mapView.update(complete);
+  } catch (error) {
+    if (turn === generation) mapView.fail((error as Error).message);
+  }
+}
+
+async function showReport(turn: number): Promise<void> {
+  showCheck(undefined, () => {});
+  const report = await ask({ op: "check" }).catch((error: Error) => error);
+  if (turn === generation) showCheck(report, (offset) => reveal(() => hexView.show(0, offset, { offset, length: 8 })));
+}
+
+/** Shows bytes and brings them into sight. */
+function reveal(show: () => void): void {
+  show();
+  hexView.scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 
 mapView.onpick = (extent, guest) => {
-  if (extent.offset !== null && extent.depth === 0 && !extent.compressed) hexView.show("file", extent.offset, { offset: extent.offset, length: 16 });
-  else hexView.show("guest", guest, { offset: guest, length: 16 });
+  const file = current?.opened.files.findIndex(({ name }) => name === extent.file) ?? -1;
+  if (extent.offset === null || file < 0) return reveal(() => hexView.show("disk", guest));
+  const at = extent.offset + guest - extent.start;
+  reveal(() => hexView.show(file, at, { offset: extent.offset ?? at, length: extent.length }));
 };
 
-const files = $<HTMLInputElement>("files");
-files.onchange = () => {
-  if (files.files?.length) void inspect(() => ask({ op: "open", files: [...(files.files ?? [])] }));
+/** How to give files that the image names. */
+function giveMissing(missing: Missing[]): HTMLElement {
+  const opening = current?.opening;
+  if (opening?.op === "open-url" && !opening.follow) {
+    return button("Fetch it from the same server", () => void inspect({ ...opening, follow: true }));
+  }
+  const input = element("input");
+  input.type = "file";
+  input.multiple = true;
+  input.ariaLabel = `Choose ${missing.map(({ name }) => name).join(", ")}`;
+  input.onchange = () => {
+    const before = opening?.op === "open" ? opening.files : [];
+    if (input.files?.length) void inspect({ op: "open", files: [...before, ...input.files] });
+  };
+  return input;
+}
+
+fileInput.onchange = () => {
+  if (fileInput.files?.length) void inspect({ op: "open", files: [...fileInput.files] });
 };
-$<HTMLFormElement>("url-form").onsubmit = (event) => {
+$("url-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const url = $<HTMLInputElement>("url").value.trim();
-  if (url) void inspect(() => ask({ op: "open-url", url }));
+  if (/^https?:\/\/./.test(url)) void inspect({ op: "open-url", url, follow: false });
+  else complain({ message: "The address has to begin with http:// or https://.", kind: "" });
+});
+$("sample").onclick = async () => {
+  try {
+    const response = await fetch("./sample.qcow2");
+    if (!response.ok) throw new Error(`the sample is missing (${response.status})`);
+    await inspect({ op: "open", files: [new File([await response.blob()], "sample.qcow2")] });
+  } catch (error) {
+    complain(error);
+  }
 };
-$("sample").onclick = () => {
-  const opening = async (): Promise<Opened> => {
-    const response = await fetch("sample.qcow2");
-    if (!response.ok) throw new Error(`the sample could not be loaded (${response.status})`);
-    return ask({ op: "open", files: [new File([await response.blob()], "sample.qcow2")] });
-  };
-  void inspect(opening);
+
+let dragging = 0;
+const drop = (on: number): void => {
+  dragging = Math.max(0, on);
+  document.body.classList.toggle("dropping", dragging > 0);
 };
-for (const type of ["dragover", "drop"] as const) {
-  document.addEventListener(type, (event) => {
-    event.preventDefault();
-    document.body.classList.toggle("dropping", type === "dragover");
-    const dropped = type === "drop" ? [...(event.dataTransfer?.files ?? [])] : [];
-    if (dropped.length > 0) void inspect(() => ask({ op: "open", files: dropped }));
-  });
-}
-document.addEventListener("dragleave", () => document.body.classList.remove("dropping"));
+document.addEventListener("dragenter", () => drop(dragging + 1));
+document.addEventListener("dragleave", () => drop(dragging - 1));
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop(0);
+  const files = [...(event.dataTransfer?.files ?? [])];
+  if (files.length > 0) void inspect({ op: "open", files });
+});

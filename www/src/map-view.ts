@@ -1,182 +1,292 @@
-// <map-view>: a picture of what the disk holds. The width is the visible part of the disk, row by row.
+// <map-view>: a picture of what the disk holds. A strip shows the whole disk and which part of it the grid below shows.
 
-import type { Extent } from "diskette";
+import { button, element, offset, percent, size } from "./format";
+import { type Extent, KINDS, type Kind, MEANING, MapModel } from "./map-model";
 
-import { element, hex, size } from "./format";
-
-type Kind = "data" | "compressed" | "zero" | "backing" | "unallocated";
-
-const COLORS: Record<Kind, string> = {
-  data: "--map-data",
-  compressed: "--map-compressed",
-  zero: "--map-zero",
-  backing: "--map-backing",
-  unallocated: "--map-empty",
-};
-const CELL = 8;
-const ROWS = 24;
-
-function kindOf(extent: Extent): Kind {
-  if (extent.compressed) return "compressed";
-  if (extent.data) return extent.depth > 0 ? "backing" : "data";
-  return extent.present ? "zero" : "unallocated";
-}
+const CELL = 9;
+const GAP = 1;
+const ROWS = 26;
+const STRIP_HEIGHT = 18;
+/** The closest look: bytes per cell. */
+const LEAST_PER_CELL = 512;
 
 export class MapView extends HTMLElement {
-  #extents: Extent[] = [];
-  #total = 0;
+  #model = new MapModel(0);
+  #meaning = MEANING;
   #start = 0;
   #span = 0;
-  #canvas = element("canvas");
-  #caption = element("p", { class: "caption" });
+  /** The cell that the keyboard is on. */
+  #cursor = 0;
+  #strip = element("canvas", { class: "strip" });
+  #grid = element("canvas", { class: "grid" });
+  #place = element("p", { class: "caption" });
+  #caption = element("p", { class: "caption extent" });
+  #legend = element("ul", { class: "legend" });
+  #drawing = 0;
   onpick: (extent: Extent, guest: number) => void = () => {};
 
   connectedCallback(): void {
     if (this.childElementCount > 0) return;
-    const canvas = this.#canvas;
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "img");
-    canvas.onkeydown = (event) => this.#key(event);
-    canvas.onmousemove = (event) => this.#describe(this.#guestAt(event));
-    canvas.onclick = (event) => this.#pick(this.#guestAt(event));
-    canvas.addEventListener(
-      "wheel",
-      (event) => {
-        event.preventDefault();
-        this.#zoom(event.deltaY < 0 ? 0.5 : 2, this.#guestAt(event));
-      },
-      { passive: false },
-    );
-    const button = (label: string, act: () => void) => {
-      const made = element("button", { text: label });
-      made.onclick = act;
-      return made;
-    };
-    const middle = () => this.#start + this.#span / 2;
-    const legend = element("ul", { class: "legend" });
-    for (const kind of Object.keys(COLORS) as Kind[]) legend.append(element("li", { class: `key ${kind}`, text: kind }));
+    this.#caption.id = "map-extent";
+    this.#caption.setAttribute("aria-live", "polite");
+    this.#grid.tabIndex = 0;
+    this.#grid.setAttribute("role", "application");
+    this.#grid.setAttribute("aria-describedby", this.#caption.id);
+    this.#grid.ariaLabel = "Allocation map. Arrow keys move, plus and minus zoom, Page keys turn pages, Enter shows the bytes.";
+    this.#strip.setAttribute("aria-hidden", "true");
+    this.#grid.onkeydown = (event) => this.#key(event);
+    this.#grid.onfocus = () => this.#tell(this.#guestOf(this.#cursor));
+    this.#grid.onblur = () => this.#redraw();
+    this.#listen();
     this.append(
       element(
         "div",
         { class: "bar" },
-        button("Zoom in", () => this.#zoom(0.5, middle())),
-        button("Zoom out", () => this.#zoom(2, middle())),
-        button("Whole disk", () => this.#look(0, this.#total)),
+        button("Zoom in", () => this.#zoom(0.5, this.#guestOf(this.#cursor))),
+        button("Zoom out", () => this.#zoom(2, this.#guestOf(this.#cursor))),
+        button("Whole disk", () => this.#look(0, this.#model.total)),
+        this.#place,
       ),
-      canvas,
+      this.#strip,
+      this.#grid,
       this.#caption,
-      legend,
+      this.#legend,
     );
-    new ResizeObserver(() => this.#draw()).observe(this);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw());
+    new ResizeObserver(() => this.#redraw()).observe(this);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#redraw());
   }
 
-  setup(extents: Extent[], total: number): void {
-    this.#extents = extents;
-    this.#total = total;
+  /** Starts with an empty map of a disk. `unallocated` says what is not allocated means, if not zeroes. */
+  reset(total: number, unallocated = MEANING.unallocated): void {
+    this.#meaning = { ...MEANING, unallocated };
+    this.#model = new MapModel(total);
+    this.#cursor = 0;
+    this.#caption.textContent = "Reading the map…";
     this.#look(0, total);
   }
 
-  #look(start: number, span: number): void {
-    this.#span = Math.min(Math.max(span, Math.min(this.#total, 65536)), this.#total);
-    this.#start = Math.max(0, Math.min(start, this.#total - this.#span));
-    this.#draw();
-    this.#caption.textContent = `Shown: ${size(this.#span)} from offset 0x${hex(Math.floor(this.#start))}. ${this.#extents.length} extents in all.`;
-    this.#canvas.ariaLabel = `Allocation map. ${this.#caption.textContent} Plus and minus zoom, arrow keys move.`;
+  get model(): MapModel {
+    return this.#model;
   }
 
-  #zoom(factor: number, around: number): void {
-    const share = this.#span > 0 ? (around - this.#start) / this.#span : 0;
-    const span = this.#span * factor;
-    this.#look(around - share * span, span);
+  /** More of the map has arrived, or all of it (`complete`), or as much as will be shown. */
+  update(complete?: boolean): void {
+    this.#legend.replaceChildren(
+      ...KINDS.map((kind) => {
+        const bytes = this.#model.bytes[kind];
+        const label = element("span", {}, element("strong", { text: kind }), ` ${size(bytes)}, ${percent(bytes, this.#model.total)}`);
+        return element("li", { class: `key ${kind}${bytes === 0 ? " none" : ""}`, title: this.#meaning[kind] }, label);
+      }),
+    );
+    if (complete === false) this.#say(`The map ends at ${offset(this.#model.end)}: the disk has more extents than fit in the picture.`);
+    else if (complete) this.#tell(this.#guestOf(this.#cursor));
+    this.#redraw();
   }
 
-  #key(event: KeyboardEvent): void {
-    const middle = this.#start + this.#span / 2;
-    const acts: Record<string, () => void> = {
-      "+": () => this.#zoom(0.5, middle),
-      "=": () => this.#zoom(0.5, middle),
-      "-": () => this.#zoom(2, middle),
-      ArrowRight: () => this.#look(this.#start + this.#span / 8, this.#span),
-      ArrowLeft: () => this.#look(this.#start - this.#span / 8, this.#span),
-      ArrowDown: () => this.#look(this.#start + this.#span / 2, this.#span),
-      ArrowUp: () => this.#look(this.#start - this.#span / 2, this.#span),
-      Home: () => this.#look(0, this.#span),
-      End: () => this.#look(this.#total, this.#span),
-      Enter: () => this.#pick(middle),
+  fail(message: string): void {
+    this.#say(`The map cannot be shown: ${message}`);
+  }
+
+  #listen(): void {
+    const grid = this.#grid;
+    let drag: { x: number; start: number; moved: boolean } | undefined;
+    grid.onpointerdown = (event) => {
+      drag = { x: event.clientX, start: this.#start, moved: false };
+      grid.setPointerCapture(event.pointerId);
     };
-    const act = acts[event.key];
-    if (!act) return;
-    event.preventDefault();
-    act();
-  }
-
-  /** Index of the extent that holds a guest offset. */
-  #find(guest: number): number {
-    let low = 0;
-    let high = this.#extents.length - 1;
-    while (low < high) {
-      const middle = (low + high + 1) >> 1;
-      if ((this.#extents[middle]?.start ?? 0) <= guest) low = middle;
-      else high = middle - 1;
-    }
-    return low;
+    grid.onpointermove = (event) => {
+      if (drag && this.#span < this.#model.total) {
+        const cells = Math.round((drag.x - event.clientX) / CELL);
+        if (cells !== 0) drag.moved = true;
+        if (drag.moved) this.#look(drag.start + cells * this.#perCell(), this.#span);
+      }
+      this.#tell(this.#guestOf(this.#cellAt(event)));
+    };
+    grid.onpointerup = (event) => {
+      const clicked = drag && !drag.moved;
+      drag = undefined;
+      if (!clicked) return;
+      this.#cursor = this.#cellAt(event);
+      this.#redraw();
+      this.#pick();
+    };
+    grid.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        this.#zoom(event.deltaY < 0 ? 0.5 : 2, this.#guestOf(this.#cellAt(event)));
+      },
+      { passive: false },
+    );
+    this.#strip.onpointerdown = (event) => this.#strip.setPointerCapture(event.pointerId);
+    this.#strip.onpointermove = (event) => {
+      if (event.buttons === 0) return;
+      const box = this.#strip.getBoundingClientRect();
+      this.#look(((event.clientX - box.left) / box.width) * this.#model.total - this.#span / 2, this.#span);
+    };
+    this.#strip.onclick = (event) => {
+      const box = this.#strip.getBoundingClientRect();
+      this.#look(((event.clientX - box.left) / box.width) * this.#model.total - this.#span / 2, this.#span);
+    };
   }
 
   #columns(): number {
-    return Math.max(1, Math.floor(this.clientWidth / CELL));
+    return Math.max(8, Math.floor(this.clientWidth / CELL));
   }
 
-  #guestAt(event: MouseEvent): number {
-    const box = this.#canvas.getBoundingClientRect();
-    const column = Math.min(this.#columns() - 1, Math.floor((event.clientX - box.left) / CELL));
-    const row = Math.min(ROWS - 1, Math.floor((event.clientY - box.top) / CELL));
-    return this.#start + ((row * this.#columns() + column) / (this.#columns() * ROWS)) * this.#span;
+  #cells(): number {
+    return this.#columns() * ROWS;
   }
 
-  #describe(guest: number): void {
-    const extent = this.#extents[this.#find(guest)];
+  #perCell(): number {
+    return this.#span / this.#cells();
+  }
+
+  #guestOf(cell: number): number {
+    return Math.min(this.#start + cell * this.#perCell(), Math.max(0, this.#model.total - 1));
+  }
+
+  #cellAt(event: MouseEvent): number {
+    const box = this.#grid.getBoundingClientRect();
+    const column = Math.min(this.#columns() - 1, Math.max(0, Math.floor((event.clientX - box.left) / CELL)));
+    const row = Math.min(ROWS - 1, Math.max(0, Math.floor((event.clientY - box.top) / CELL)));
+    return row * this.#columns() + column;
+  }
+
+  #look(start: number, span: number): void {
+    const { total } = this.#model;
+    this.#span = Math.min(Math.max(span, Math.min(total, this.#cells() * LEAST_PER_CELL)), total);
+    this.#start = Math.max(0, Math.min(start, total - this.#span));
+    const whole = this.#span === total;
+    const shown = whole ? "The whole disk" : `${size(this.#span)} from ${offset(Math.floor(this.#start))}`;
+    this.#place.textContent = `${shown}; a cell is ${size(Math.max(1, Math.round(this.#perCell())))}.`;
+    this.#redraw();
+  }
+
+  /** Zooms so that the guest offset `around` stays where it is. */
+  #zoom(factor: number, around: number): void {
+    const share = this.#span > 0 ? (around - this.#start) / this.#span : 0;
+    const span = Math.min(Math.max(this.#span * factor, 1), this.#model.total);
+    this.#look(around - share * span, span);
+    this.#cursor = Math.max(0, Math.min(this.#cells() - 1, Math.floor((around - this.#start) / this.#perCell())));
+    this.#tell(around);
+  }
+
+  #key(event: KeyboardEvent): void {
+    const columns = this.#columns();
+    const acts: Record<string, () => void> = {
+      "+": () => this.#zoom(0.5, this.#guestOf(this.#cursor)),
+      "=": () => this.#zoom(0.5, this.#guestOf(this.#cursor)),
+      "-": () => this.#zoom(2, this.#guestOf(this.#cursor)),
+      "0": () => this.#look(0, this.#model.total),
+      ArrowRight: () => this.#step(1),
+      ArrowLeft: () => this.#step(-1),
+      ArrowDown: () => this.#step(columns),
+      ArrowUp: () => this.#step(-columns),
+      PageDown: () => this.#look(this.#start + this.#span, this.#span),
+      PageUp: () => this.#look(this.#start - this.#span, this.#span),
+      Home: () => this.#jump(0),
+      End: () => this.#jump(this.#model.total),
+      Enter: () => this.#pick(),
+    };
+    const act = acts[event.key];
+    if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    act();
+    this.#tell(this.#guestOf(this.#cursor));
+    this.#redraw();
+  }
+
+  #jump(guest: number): void {
+    this.#look(guest === 0 ? 0 : guest - this.#span, this.#span);
+    this.#cursor = guest === 0 ? 0 : this.#cells() - 1;
+  }
+
+  /** Moves the cursor, and the picture with it at its edges. */
+  #step(by: number): void {
+    const next = this.#cursor + by;
+    if (next >= 0 && next < this.#cells()) {
+      this.#cursor = next;
+      return;
+    }
+    const rows = Math.sign(by) * this.#columns();
+    const before = this.#start;
+    this.#look(this.#start + rows * this.#perCell(), this.#span);
+    if (this.#start !== before) this.#cursor = next - rows;
+  }
+
+  #say(text: string): void {
+    if (this.#caption.textContent !== text) this.#caption.textContent = text;
+  }
+
+  /** Says what is at a guest offset. */
+  #tell(guest: number): void {
+    const extent = this.#model.extentAt(guest);
     if (!extent) return;
-    const where = extent.offset === null ? "" : `, stored at 0x${hex(extent.offset)}`;
-    const depth = extent.depth > 0 ? `, ${extent.depth} image(s) down` : "";
-    this.#caption.textContent = `0x${hex(extent.start)}, ${size(extent.length)}: ${kindOf(extent)}${where}${depth}`;
+    const place = `${offset(extent.start)} to ${offset(extent.start + extent.length - 1)}, ${size(extent.length)}`;
+    const stored = extent.offset === null ? "" : ` At ${offset(extent.offset)} in ${extent.file?.split(/[/\\]/).at(-1) ?? "the file"}.`;
+    const depth = extent.depth > 0 && extent.kind === "backing" ? ` Image ${extent.depth} down the chain.` : "";
+    this.#say(`${place}: ${extent.kind}, ${this.#meaning[extent.kind]}.${stored}${depth}`);
   }
 
-  #pick(guest: number): void {
-    const extent = this.#extents[this.#find(guest)];
-    if (extent) this.onpick(extent, Math.floor(guest));
+  #pick(): void {
+    const guest = Math.floor(this.#guestOf(this.#cursor));
+    const extent = this.#model.extentAt(guest);
+    if (extent) this.onpick(extent, guest);
+  }
+
+  /** Draws with the next frame, once. */
+  #redraw(): void {
+    this.#drawing ||= requestAnimationFrame(() => {
+      this.#drawing = 0;
+      this.#draw();
+    });
   }
 
   #draw(): void {
     const columns = this.#columns();
-    const ratio = devicePixelRatio || 1;
-    this.#canvas.width = columns * CELL * ratio;
-    this.#canvas.height = ROWS * CELL * ratio;
-    this.#canvas.style.width = `${columns * CELL}px`;
-    this.#canvas.style.height = `${ROWS * CELL}px`;
-    const context = this.#canvas.getContext("2d");
-    if (!context || this.#span === 0) return;
     const style = getComputedStyle(this);
-    const color = Object.fromEntries(Object.entries(COLORS).map(([kind, name]) => [kind, style.getPropertyValue(name)]));
-    context.scale(ratio, ratio);
-    const cells = columns * ROWS;
-    const step = this.#span / cells;
-    let index = this.#find(this.#start);
-    for (let cell = 0; cell < cells; cell++) {
-      const from = this.#start + cell * step;
-      const to = from + step;
-      while (index + 1 < this.#extents.length && (this.#extents[index + 1]?.start ?? Infinity) <= from) index++;
-      // A cell shows the most telling thing in it, so that a small allocation in a large disk is seen.
-      let shown: Kind = "unallocated";
-      for (let at = index; at < this.#extents.length; at++) {
-        const extent = this.#extents[at];
-        if (!extent || extent.start >= to) break;
-        const kind = kindOf(extent);
-        if (Object.keys(COLORS).indexOf(kind) < Object.keys(COLORS).indexOf(shown)) shown = kind;
-        if (shown === "data") break;
-      }
-      context.fillStyle = color[shown] ?? "gray";
-      context.fillRect((cell % columns) * CELL, Math.floor(cell / columns) * CELL, CELL - 1, CELL - 1);
+    const colors = KINDS.map((kind: Kind) => style.getPropertyValue(`--map-${kind}`));
+    const empty = style.getPropertyValue("--map-unallocated");
+    const ink = style.getPropertyValue("--ink");
+    const paint = (canvas: HTMLCanvasElement, width: number, height: number): CanvasRenderingContext2D | null => {
+      const ratio = devicePixelRatio || 1;
+      [canvas.width, canvas.height] = [width * ratio, height * ratio];
+      [canvas.style.width, canvas.style.height] = [`${width}px`, `${height}px`];
+      const context = canvas.getContext("2d");
+      context?.scale(ratio, ratio);
+      return context;
+    };
+    const fill = (context: CanvasRenderingContext2D, kind: number, share: number, x: number, y: number, w: number, h: number): void => {
+      if (kind < 0) return;
+      context.globalAlpha = 1;
+      context.fillStyle = empty;
+      context.fillRect(x, y, w, h);
+      // A cell that is filled in part is paler, but never too pale to be seen.
+      context.globalAlpha = 0.4 + 0.6 * Math.min(1, share);
+      context.fillStyle = colors[kind] ?? empty;
+      context.fillRect(x, y, w, h);
+      context.globalAlpha = 1;
+    };
+    const width = columns * CELL;
+    const strip = paint(this.#strip, width, STRIP_HEIGHT);
+    const grid = paint(this.#grid, width, ROWS * CELL);
+    if (!strip || !grid || this.#model.total === 0) return;
+    const all = this.#model.cells(0, this.#model.total, width);
+    for (let x = 0; x < width; x++) fill(strip, all.kind[x] as number, all.share[x] as number, x, 3, 1, STRIP_HEIGHT - 6);
+    strip.strokeStyle = ink;
+    strip.lineWidth = 2;
+    const shown = Math.max(4, (this.#span / this.#model.total) * width - 2);
+    strip.strokeRect(Math.min(width - shown - 1, 1 + (this.#start / this.#model.total) * width), 1, shown, STRIP_HEIGHT - 2);
+    const part = this.#model.cells(this.#start, this.#span, this.#cells());
+    for (let cell = 0; cell < part.kind.length; cell++) {
+      const [x, y] = [(cell % columns) * CELL, Math.floor(cell / columns) * CELL];
+      fill(grid, part.kind[cell] as number, part.share[cell] as number, x, y, CELL - GAP, CELL - GAP);
+    }
+    if (document.activeElement === this.#grid) {
+      grid.strokeStyle = ink;
+      grid.lineWidth = 2;
+      grid.strokeRect((this.#cursor % columns) * CELL, Math.floor(this.#cursor / columns) * CELL, CELL - GAP, CELL - GAP);
     }
   }
 }

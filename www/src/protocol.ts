@@ -1,23 +1,30 @@
 // What the page and its worker say to each other.
 
-import type { CheckReport, Extent, ImageInfo } from "diskette";
+import type { CheckReport, ImageInfo, MapPage } from "diskette";
 
 export type Ask =
   | { op: "open"; files: File[] }
-  | { op: "open-url"; url: string }
+  /** `follow`: files that the image names may be fetched, from the same server only. */
+  | { op: "open-url"; url: string; follow: boolean }
   | { op: "map" }
   | { op: "check" }
   | { op: "read"; space: Space; offset: number; length: number };
 
-/** The disk that the guest sees, or the file that holds it. */
-export type Space = "guest" | "file";
+/** The disk that the guest sees, or one of the files that hold it. */
+export type Space = "disk" | number;
+
+/** A file that an image names and that was not opened. */
+export interface Missing {
+  name: string;
+  role: string;
+}
 
 export interface Opened {
   name: string;
-  fileSize: number;
   info: ImageInfo;
-  /** Files that the image names and that were not among those given. */
-  missing: string[];
+  /** The files that are open, the image's own first. */
+  files: { name: string; size: number }[];
+  missing: Missing[];
 }
 
 export interface Failure {
@@ -28,7 +35,7 @@ export interface Failure {
 export type Reply<A extends Ask> = A extends { op: "open" | "open-url" }
   ? Opened
   : A extends { op: "map" }
-    ? Extent[]
+    ? { complete: boolean }
     : A extends { op: "check" }
       ? CheckReport
       : Uint8Array;
@@ -38,4 +45,5 @@ export interface Envelope {
   ask: Ask;
 }
 
-export type Answer = { id: number; value: unknown } | { id: number; failure: Failure };
+/** A part of an answer, the answer, or why there is none. */
+export type Answer = { id: number; part: MapPage } | { id: number; value: unknown } | { id: number; failure: Failure };

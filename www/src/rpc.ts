@@ -1,5 +1,7 @@
 // Asking the worker.
 
+import type { MapPage } from "diskette";
+
 import type { Answer, Ask, Envelope, Failure, Reply } from "./protocol";
 
 export class InspectorError extends Error {
@@ -10,12 +12,22 @@ export class InspectorError extends Error {
   }
 }
 
+interface Job {
+  resolve(value: unknown): void;
+  reject(error: Error): void;
+  part?: (part: MapPage) => void;
+}
+
 const worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" });
-const waiting = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>();
+const waiting = new Map<number, Job>();
 let next = 0;
 
 worker.onmessage = ({ data }: MessageEvent<Answer>) => {
   const job = waiting.get(data.id);
+  if ("part" in data) {
+    job?.part?.(data.part);
+    return;
+  }
   waiting.delete(data.id);
   if ("failure" in data) job?.reject(new InspectorError(data.failure));
   else job?.resolve(data.value);
@@ -25,10 +37,11 @@ worker.onerror = (event) => {
   waiting.clear();
 };
 
-export function ask<A extends Ask>(question: A): Promise<Reply<A>> {
+/** Asks; `part` gets what comes before the answer is complete. */
+export function ask<A extends Ask>(question: A, part?: (part: MapPage) => void): Promise<Reply<A>> {
   return new Promise((resolve, reject) => {
     const envelope: Envelope = { id: ++next, ask: question };
-    waiting.set(envelope.id, { resolve: resolve as (value: unknown) => void, reject });
+    waiting.set(envelope.id, { resolve: resolve as (value: unknown) => void, reject, ...(part ? { part } : {}) });
     worker.postMessage(envelope);
   });
 }

@@ -2,68 +2,126 @@
 
 // @ts-expect-error the package's entry is plain JavaScript; its declarations are those of "diskette"
 import { open as openImage } from "../../pkg/src/web.js";
-import type { Image, open as openType } from "diskette";
+import type { Image, MapPage, Reference, open as openType } from "diskette";
 
-import type { Answer, Ask, Envelope, Opened } from "./protocol";
+import type { Answer, Ask, Envelope, Missing, Opened } from "./protocol";
 
 const open = openImage as typeof openType;
 const scope = self as unknown as DedicatedWorkerGlobalScope;
 let image: Image | undefined;
 
-async function opened(make: () => Promise<Image>, name: string, missing: string[]): Promise<Opened> {
-  await image?.close();
-  image = undefined;
-  image = await make();
-  return { name, fileSize: image.fileSize, info: image.info(), missing };
-}
+/** A map is cut here; a picture cannot show more. */
+const MAX_EXTENTS = 2_000_000;
+const COLUMNS = 6;
 
-/** Opens the first file; files that it names are taken from the others. */
-async function openFiles(files: File[]): Promise<Opened> {
-  const [first, ...others] = files;
-  if (!first) throw new Error("no file was given");
-  const missing: string[] = [];
-  const find = (name: string): File | undefined => others.find((file) => file.name === name.split(/[/\\]/).at(-1));
-  // With references that nobody gave, the structure can still be shown.
-  const probe = await open(first);
+const baseName = (name: string): string => name.split(/[/\\]/).at(-1) ?? name;
+
+/** What an image names, without opening it. */
+async function referencesOf(file: File): Promise<Missing[]> {
+  const probe = await open(file);
   const { backingFile, dataFile } = probe.info();
   await probe.close();
-  for (const named of [backingFile, dataFile]) if (named && !find(named.name)) missing.push(named.name);
-  if (missing.length > 0 || others.length === 0) return opened(() => open(first), first.name, missing);
-  const onOpen = ({ name }: { name: string }): File | null => {
-    const file = find(name);
-    if (!file) missing.push(name);
-    return file ?? null;
+  const named: Missing[] = [];
+  if (backingFile) named.push({ name: backingFile.name, role: "backing" });
+  if (dataFile) named.push({ name: dataFile.name, role: "data-file" });
+  return named;
+}
+
+/** The one of several files that no other names comes first. */
+async function topFirst(files: File[]): Promise<File[]> {
+  if (files.length < 2) return files;
+  const named = new Set<string>();
+  for (const file of files) {
+    for (const { name } of await referencesOf(file).catch(() => [])) if (baseName(name) !== file.name) named.add(baseName(name));
+  }
+  const top = files.find((file) => !named.has(file.name));
+  return top ? [top, ...files.filter((file) => file !== top)] : files;
+}
+
+type Find = (reference: Reference) => File | string | null;
+
+/** Opens an image with what `find` has of the files that it names; without them its structure can still be shown. */
+async function openWith(input: File | string, name: string, named: Missing[], find: Find): Promise<Opened> {
+  await image?.close();
+  image = undefined;
+  const missing: Missing[] = [];
+  const onOpen = (reference: Reference): File | string | null => {
+    const found = find(reference);
+    if (!found) missing.push({ name: reference.name, role: reference.role });
+    return found;
   };
-  return opened(() => open(first, { onOpen }), first.name, missing);
+  if (named.length > 0) {
+    try {
+      image = await open(input, { onOpen });
+    } catch (error) {
+      if (missing.length === 0) throw error;
+    }
+  }
+  image ??= await open(input);
+  return { name, info: image.info(), files: image.files, missing };
+}
+
+async function openFiles(given: File[]): Promise<Opened> {
+  const [first, ...others] = await topFirst(given);
+  if (!first) throw new Error("no file was given");
+  const find: Find = ({ name }) => others.find((file) => file.name === baseName(name)) ?? null;
+  return openWith(first, first.name, await referencesOf(first), find);
+}
+
+/** An address; files beside it are fetched only if the user said so, and only from the same server. */
+async function openUrl(url: string, follow: boolean): Promise<Opened> {
+  const find: Find = ({ name, from }) => {
+    if (!follow || !URL.canParse(name, from)) return null;
+    const target = new URL(name, from);
+    return target.origin === new URL(url).origin ? target.href : null;
+  };
+  const probe = await open(url);
+  const { backingFile, dataFile } = probe.info();
+  await probe.close();
+  const named = [backingFile && { name: backingFile.name, role: "backing" }, dataFile && { name: dataFile.name, role: "data-file" }];
+  return openWith(url, url, named.filter((reference) => reference !== null), find);
 }
 
 function current(): Image {
-  if (!image) throw new Error("no image is open");
+  if (!image) throw Object.assign(new Error("no image is open"), { kind: "closed" });
   return image;
 }
 
-async function answer(ask: Ask): Promise<unknown> {
+async function map(part: (page: MapPage) => void): Promise<{ complete: boolean }> {
+  let extents = 0;
+  for await (const page of current().mapPages()) {
+    extents += page.columns.length / COLUMNS;
+    part(page);
+    if (extents > MAX_EXTENTS) return { complete: false };
+  }
+  return { complete: true };
+}
+
+async function answer(ask: Ask, part: (page: MapPage) => void): Promise<unknown> {
   switch (ask.op) {
     case "open":
       return openFiles(ask.files);
     case "open-url":
-      return opened(() => open(ask.url), ask.url, []);
+      return openUrl(ask.url, ask.follow);
     case "map":
-      return current().map();
+      return map(part);
     case "check":
       return current().check();
     case "read":
-      return ask.space === "file" ? current().readFile(ask.offset, ask.length) : current().read(ask.offset, ask.length);
+      return ask.space === "disk"
+        ? current().read(ask.offset, ask.length)
+        : (await current().readFile(ask.offset, ask.length, { file: ask.space })).slice();
   }
 }
 
 scope.onmessage = async ({ data }: MessageEvent<Envelope>) => {
+  const { id } = data;
   let reply: Answer;
   try {
-    reply = { id: data.id, value: await answer(data.ask) };
+    reply = { id, value: await answer(data.ask, (page) => scope.postMessage({ id, part: page } satisfies Answer, [page.columns.buffer])) };
   } catch (error) {
     const { message = String(error), kind = "unknown" } = error as { message?: string; kind?: string };
-    reply = { id: data.id, failure: { message, kind } };
+    reply = { id, failure: { message, kind } };
   }
   scope.postMessage(reply);
 };

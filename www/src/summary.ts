@@ -1,0 +1,140 @@
+// What is known about an image, apart from its map and its bytes: facts, warnings, chain, lists, check.
+
+import type { CheckReport, ImageInfo, LayerInfo, Property } from "diskette";
+
+import { button, element, exactly, size } from "./format";
+import type { Missing, Opened } from "./protocol";
+
+const $ = (id: string): HTMLElement => document.getElementById(id) as HTMLElement;
+
+/** Findings shown at most; the counts cover all. */
+const MAX_FINDINGS = 200;
+
+function fact(name: string, value: string, more = ""): HTMLElement {
+  return element("div", { class: "fact" }, element("dt", { text: name }), element("dd", { text: value, title: more }));
+}
+
+export function showFacts(layer: LayerInfo, fileSize: number | undefined): void {
+  const facts = [
+    fact("Format", layer.format + (layer.probed ? "" : ", as named by the image above")),
+    fact("Disk", size(layer.virtualSize), exactly(layer.virtualSize)),
+  ];
+  if (fileSize !== undefined) facts.push(fact("File", size(fileSize), exactly(fileSize)));
+  if (layer.clusterSize !== null) facts.push(fact("Cluster", size(layer.clusterSize), exactly(layer.clusterSize)));
+  if (layer.encryption) facts.push(fact("Encryption", layer.encryption));
+  if (layer.backingFile) facts.push(fact("Backing file", named(layer.backingFile)));
+  if (layer.dataFile) facts.push(fact("Data file", named(layer.dataFile)));
+  for (const [name, value] of Object.entries(layer.properties)) {
+    // The bitmaps have a list of their own.
+    if (name !== "bitmaps") facts.push(fact(name.replaceAll("-", " "), text(value)));
+  }
+  $("facts").replaceChildren(...facts);
+}
+
+function named({ name, format }: { name: string; format: string | null }): string {
+  return format ? `${name} (${format})` : name;
+}
+
+function text(value: Property): string {
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+function warning(title: string, advice: string, ...acts: HTMLElement[]): HTMLElement {
+  return element("div", { class: "warning" }, element("p", {}, element("strong", { text: title }), ` ${advice}`), ...acts);
+}
+
+/** What needs attention, and what to do about it. */
+export function showWarnings({ info, missing }: Opened, give: (missing: Missing[]) => HTMLElement): void {
+  const warnings: HTMLElement[] = [];
+  if (missing.length > 0) {
+    const names = missing.map(({ name, role }) => `${name} (${role === "backing" ? "backing file" : "data file"})`).join(", ");
+    const advice = "The structure is shown; bytes that are in it are not. Nothing that an image names is opened unless you give it.";
+    warnings.push(warning(`${names} is not open.`, advice, give(missing)));
+  }
+  for (const layer of info.chain) {
+    const name = info.chain.length > 1 ? `${layer.filename}: ` : "";
+    if (layer.corrupt) warnings.push(warning(`${name}Marked corrupt.`, "A writer found a contradiction. Work on a copy; qemu-img check -r all may repair it."));
+    if (layer.dirty) warnings.push(warning(`${name}Not closed cleanly.`, "Refcounts may be wrong until qemu-img check -r all has run. Reading is safe."));
+    if (layer.encryption) warnings.push(warning(`${name}Encrypted (${layer.encryption}).`, "Structure, map and check are shown; the bytes of the disk need the key."));
+  }
+  if (info.formats.filter(({ score }) => score > 1).length > 1) {
+    warnings.push(warning("More than one format claims this file.", "Programs may disagree about what it is. Name the format wherever you open it."));
+  }
+  $("warnings").replaceChildren(...warnings);
+}
+
+export function showFormats(info: ImageInfo): void {
+  const items = info.formats.map(({ format, score, evidence }) =>
+    element("li", {}, element("strong", { text: format }), ` ${evidence} `, element("span", { class: "quiet", text: `(certainty ${score} of 100)` })),
+  );
+  $("formats").replaceChildren(...items);
+}
+
+/** The chain, top first; choosing an image shows its header and lists. */
+export function showChain({ info, missing }: Opened, chosen: number, choose: (index: number) => void): void {
+  const items = info.chain.map((layer, index) => {
+    const name = layer.filename.split(/[/\\]/).at(-1) || "image";
+    const pick = button(name, () => choose(index), "link");
+    pick.title = layer.filename;
+    if (index === chosen) pick.setAttribute("aria-current", "true");
+    return element("li", {}, pick, ` ${layer.format}, ${size(layer.virtualSize)}`);
+  });
+  for (const { name } of missing) items.push(element("li", { class: "missing", text: `${name} — not opened` }));
+  $("chain").replaceChildren(...items);
+}
+
+export function showLists(layer: LayerInfo): void {
+  const fill = (id: string, items: HTMLElement[], none: string): void => {
+    $(id).replaceChildren(...(items.length > 0 ? items : [element("li", { class: "quiet", text: none })]));
+  };
+  const item = (name: string, about: string): HTMLElement => element("li", {}, element("strong", { text: name }), ` ${about}`);
+  fill("features", layer.features.map(({ kind, bit, name, known }) => item(name, `${kind} bit ${bit}${known ? "" : ", unknown to this program"}`)), "None is set.");
+  fill(
+    "snapshots",
+    layer.snapshots.map(({ id, name, diskSize, vmStateSize, dateSeconds }) => {
+      const date = new Date(dateSeconds * 1000).toISOString().replace("T", " ").slice(0, 16);
+      return item(name || `number ${id}`, `${date} UTC, disk of ${size(diskSize)}${vmStateSize > 0 ? `, machine state of ${size(vmStateSize)}` : ""}`);
+    }),
+    "The image has none.",
+  );
+  fill(
+    "bitmaps",
+    layer.bitmaps.map(({ name, granularity, inUse, auto }) =>
+      item(name, `one bit for ${size(granularity)}${auto ? ", recording" : ""}${inUse ? ", not saved by its last user" : ""}`),
+    ),
+    "The image has none.",
+  );
+}
+
+/** The outcome of the check; an offset in a finding leads to its bytes. */
+export function showCheck(report: CheckReport | Error | undefined, go: (offset: number) => void): void {
+  const summary = $("check-summary");
+  const findings = $("findings");
+  findings.replaceChildren();
+  summary.className = "";
+  if (report === undefined) {
+    summary.textContent = "Checking the metadata…";
+    return;
+  }
+  if (report instanceof Error) {
+    const unsupported = (report as { kind?: string }).kind === "unsupported";
+    summary.textContent = unsupported ? "This format has no metadata to check." : report.message;
+    return;
+  }
+  const { corruptions, leaks, checkErrors, totalClusters, allocatedClusters, fragmentedClusters, compressedClusters } = report;
+  const clean = corruptions + leaks + checkErrors === 0;
+  const count = (number: number, one: string, many: string): string => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+  summary.className = clean ? "good" : "bad";
+  summary.textContent = clean
+    ? `No errors. ${count(allocatedClusters, "cluster is", "clusters are")} allocated of ${totalClusters.toLocaleString("en")}, ${fragmentedClusters} fragmented, ${compressedClusters} compressed.`
+    : `${count(corruptions, "corruption", "corruptions")}, ${count(leaks, "leaked cluster", "leaked clusters")}, ${count(checkErrors, "place", "places")} that could not be checked.`;
+  findings.replaceChildren(...report.findings.slice(0, MAX_FINDINGS).map((finding) => element("li", {}, ...linked(finding.text, go))));
+  const rest = corruptions + leaks + checkErrors - Math.min(MAX_FINDINGS, report.findings.length);
+  if (!clean && rest > 0) findings.append(element("li", { class: "quiet", text: `and ${rest.toLocaleString("en")} more` }));
+}
+
+/** A text in which offsets are buttons. */
+function linked(text: string, go: (offset: number) => void): (Node | string)[] {
+  return text.split(/(\b0x[0-9a-f]+\b)/i).map((part, index) => (index % 2 === 1 ? button(part, () => go(Number(part)), "link mono") : part));
+}
