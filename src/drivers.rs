@@ -203,14 +203,15 @@ struct Layer {
 pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Image>> {
     let mut layers: Vec<Layer> = Vec::new();
     let mut next = Some((file, options.format.clone(), None::<Reference>));
-    let mut names: Vec<String> = Vec::new();
+    let mut seen: Vec<String> = Vec::new();
     while let Some((file, format, reference)) = next.take() {
         let name = file.name();
         options.budgets.check_depth(layers.len() as u32 + 1, &name)?;
-        if !name.is_empty() && names.contains(&name) {
+        let identity = file.identity();
+        if !identity.is_empty() && seen.contains(&identity) {
             return Err(Error::invalid("the backing chain leads back to this image").at_path(&name));
         }
-        names.push(name.clone());
+        seen.push(identity);
         let lower = reference.is_some();
         let lower_options;
         let layer_options = if lower {

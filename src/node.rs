@@ -244,6 +244,11 @@ pub trait Node: Send + Sync {
         String::new()
     }
 
+    /// Equal for two nodes over the same storage, however it is named: what shows that a chain leads back to itself.
+    fn identity(&self) -> String {
+        self.name()
+    }
+
     /// Bytes the node takes up where it is stored, if known.
     fn allocated(&self) -> Option<u64> {
         None

@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::engine::image::Image;
 use crate::error::Result;
 use crate::node::{Host, Node, Range, Role, State, Want};
 
@@ -79,8 +80,11 @@ impl Chain {
             match extent.state {
                 // Beyond the end of a shorter backing image this layer decides, and it reads as zeroes.
                 State::Unallocated if self.reaches(depth as usize + 1, range.start) => continue,
-                // Space may be set aside all the same.
-                State::Unallocated => self.locate(&mut status, layer, extent.host),
+                // Space may be set aside all the same. What a backing image that was not opened holds is not known.
+                State::Unallocated => {
+                    status.zero = !lacks_backing(layer);
+                    self.locate(&mut status, layer, extent.host);
+                }
                 State::Zero => {
                     status.present = true;
                     self.locate(&mut status, layer, extent.host);
@@ -151,6 +155,12 @@ impl Chain {
             status.file = layer.child(host.role).map(|node| node.name());
         }
     }
+}
+
+/// Whether the layer names a backing image that was not opened.
+fn lacks_backing(layer: &Arc<dyn Node>) -> bool {
+    let image = layer.as_any().and_then(|any| any.downcast_ref::<Image>());
+    image.is_some_and(|image| image.missing_backing().is_some())
 }
 
 /// Asks the file below whether stored data is a hole there.

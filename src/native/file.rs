@@ -13,6 +13,7 @@ use nix::libc;
 use nix::unistd::Whence;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::native::direct::{Alignment, with_buffer};
 use crate::native::lock::{self, Permissions};
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, State, Want, WriteFlags};
 use crate::op::Op;
@@ -58,6 +59,8 @@ pub enum Locking {
     /// Take them; go on without where the file system has none.
     #[default]
     Auto,
+    /// Take them; fail where the file system has none.
+    On,
     /// Do not.
     Off,
 }
@@ -77,11 +80,11 @@ pub struct FileOptions {
     pub create: bool,
 }
 
-/// Block size that direct I/O falls back to when the file system does not say.
-const DIRECT_ALIGNMENT: u32 = 4096;
-
 /// Zeroes are written, where nothing better works, in pieces of this many bytes.
 const ZERO_PIECE: usize = 1 << 20;
+
+/// Largest range that the kernel is asked to copy at once, so that a signal is answered in time.
+const COPY_PIECE: usize = 1 << 30;
 
 /// A file or block device of this machine.
 #[derive(Debug)]
@@ -89,15 +92,23 @@ pub struct File {
     file: fs::File,
     path: String,
     options: FileOptions,
-    alignment: u32,
+    alignment: Alignment,
     is_device: bool,
     length: AtomicU64,
     /// Whether the file system can zero a range, punch a hole, copy a range.
     can_zero: AtomicBool,
     can_punch: AtomicBool,
     can_copy: AtomicBool,
-    /// The data extent found last: start and end.
-    last_data: Mutex<Range>,
+    found: Mutex<Found>,
+}
+
+/// The stretch of data or hole found last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    range: Range,
+    is_data: bool,
+    /// Counts changes of the file, so that what was found before one is not remembered after it.
+    generation: u64,
 }
 
 impl File {
@@ -107,7 +118,12 @@ impl File {
     /// The file does not exist, is not a regular file or block device, may not be accessed, or is in use.
     pub fn open(path: &str, options: FileOptions) -> Result<Arc<Self>> {
         let failed = |error: io::Error| {
-            Error::new(Error::from(io::Error::from(error.kind())).kind(), describe("Could not open", path, &error))
+            let text = std::format!(
+                "Could not {} '{path}': {}",
+                if options.create { "create" } else { "open" },
+                reason(&error)
+            );
+            Error::new(Error::from(error).kind(), text)
         };
         let mut open = fs::OpenOptions::new();
         open.read(true).write(!options.read_only);
@@ -123,22 +139,27 @@ impl File {
         if options.create {
             open.create(true);
         }
-        let file = open.open(path).map_err(failed)?;
+        let file = open.open(path).map_err(|error| {
+            let refused = options.cache.is_direct() && error.raw_os_error() == Some(libc::EINVAL);
+            failed(if refused { io::Error::other("filesystem does not support O_DIRECT") } else { error })
+        })?;
         let metadata = file.metadata().map_err(failed)?;
         check_type(&metadata, path)?;
         let is_device = metadata.file_type().is_block_device();
-        if options.locking == Locking::Auto {
+        if options.locking != Locking::Off {
             let permissions =
                 if options.read_only { Permissions::reader(options.force_share) } else { Permissions::writer() };
-            lock::take(&file, path, permissions)?;
+            lock::take(&file, path, permissions, options.locking == Locking::On)?;
         }
         let length = if is_device {
             let end = nix::unistd::lseek(&file, 0, Whence::SeekEnd).map_err(|error| failed(error.into()))?;
             u64::try_from(end).unwrap_or(0)
         } else {
-            metadata.len()
+            // Asked again: the length may have changed before the locks were taken.
+            file.metadata().map_err(failed)?.len()
         };
-        let alignment = if options.cache.is_direct() { direct_alignment(&metadata) } else { 1 };
+        let alignment =
+            if options.cache.is_direct() { Alignment::probe(&file, length).map_err(failed)? } else { Alignment::NONE };
         Ok(Arc::new(File {
             file,
             path: path.to_string(),
@@ -149,7 +170,7 @@ impl File {
             can_zero: AtomicBool::new(true),
             can_punch: AtomicBool::new(true),
             can_copy: AtomicBool::new(true),
-            last_data: Mutex::new(Range::default()),
+            found: Mutex::new(Found::default()),
         }))
     }
 
@@ -174,52 +195,64 @@ impl File {
         self.failed(io::Error::from(errno), operation, at)
     }
 
-    /// A buffer that direct I/O accepts: `len` bytes from an aligned address on.
-    fn bounce<R>(&self, len: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
-        let alignment = self.alignment as usize;
-        let mut buffer = std::vec![0u8; len + alignment];
-        let start = buffer.as_ptr().align_offset(alignment).min(alignment);
-        work(buffer.get_mut(start..start + len).unwrap_or_default())
-    }
-
-    fn is_aligned(&self, bytes: &[u8]) -> bool {
-        self.alignment <= 1 || (bytes.as_ptr() as usize).is_multiple_of(self.alignment as usize)
-    }
-
     fn read_exact(&self, at: u64, into: &mut [u8]) -> Result<()> {
         let mut done = 0;
         while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, at + done as u64) {
+            let position = at + done as u64;
+            // Direct I/O asks for the last block in whole; what lies beyond the end is zero.
+            if self.alignment.request > 1 && position >= self.length.load(Ordering::Acquire) {
+                rest.fill(0);
+                return Ok(());
+            }
+            match self.file.read_at(rest, position) {
                 Ok(0) => {
-                    // Direct I/O reads the last block in whole; what lies beyond the end is zero.
-                    if self.alignment > 1 && at + done as u64 >= self.length.load(Ordering::Acquire) {
-                        rest.fill(0);
-                        return Ok(());
-                    }
-                    return Err(Error::new(
-                        ErrorKind::Io,
-                        std::format!(
-                            "the file ends at {} where {} more bytes were expected; was it truncated?",
-                            at + done as u64,
-                            rest.len()
-                        ),
-                    )
-                    .at_path(&self.path)
-                    .at_offset(at)
-                    .during("read"));
+                    let text = std::format!(
+                        "the file ends at {position} where {} more bytes were expected; was it truncated?",
+                        rest.len()
+                    );
+                    return Err(Error::new(ErrorKind::Io, text).at_path(&self.path).at_offset(at).during("read"));
                 }
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.failed(error, "read", at + done as u64)),
+                Err(error) => return Err(self.failed(error, "read", position)),
             }
         }
         Ok(())
     }
 
     fn write_all(&self, at: u64, from: &[u8]) -> Result<()> {
-        self.file.write_all_at(from, at).map_err(|error| self.failed(error, "write", at))?;
-        self.length.fetch_max(at + from.len() as u64, Ordering::AcqRel);
+        let mut done = 0;
+        while let Some(rest) = from.get(done..).filter(|rest| !rest.is_empty()) {
+            let position = at + done as u64;
+            match self.file.write_at(rest, position) {
+                Ok(0) => return Err(self.failed(io::ErrorKind::WriteZero.into(), "write", position)),
+                Ok(count) => {
+                    done += count;
+                    self.length.fetch_max(position + count as u64, Ordering::AcqRel);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.failed(error, "write", position)),
+            }
+        }
         Ok(())
+    }
+
+    fn write_bounced(&self, at: u64, from: &[u8]) -> Result<()> {
+        if self.alignment.accepts(from) {
+            return self.write_all(at, from);
+        }
+        with_buffer(from.len(), self.alignment.memory, |buffer| {
+            buffer.copy_from_slice(from);
+            self.write_all(at, buffer)
+        })
+    }
+
+    /// Forgets what a change made stale and, where the cache mode or the caller asks for it, flushes.
+    fn changed(&self, result: Result<()>, force_unit_access: bool) -> Result<()> {
+        self.forget_extent();
+        result?;
+        let through = matches!(self.options.cache, CacheMode::Writethrough | CacheMode::Directsync);
+        if force_unit_access || through { self.sync() } else { Ok(()) }
     }
 
     fn writable(&self, operation: &'static str) -> Result<()> {
@@ -238,15 +271,31 @@ impl File {
         self.file.sync_data().map_err(|error| self.failed(error, "flush", 0))
     }
 
-    /// `fallocate`, with `false` where the file system cannot.
-    fn allocate(&self, mode: FallocateFlags, range: Range, operation: &'static str) -> Result<bool> {
+    /// `fallocate`, with `false` where it does not work. `can` remembers whether it ever will.
+    fn allocate(
+        &self,
+        mode: FallocateFlags,
+        range: Range,
+        operation: &'static str,
+        can: Option<&AtomicBool>,
+    ) -> Result<bool> {
         use nix::errno::Errno;
+        if can.is_some_and(|can| !can.load(Ordering::Relaxed)) {
+            return Ok(false);
+        }
         let (Ok(start), Ok(len)) = (i64::try_from(range.start), i64::try_from(range.len)) else { return Ok(false) };
         loop {
             return match nix::fcntl::fallocate(&self.file, mode, start, len) {
                 Ok(()) => Ok(true),
                 Err(Errno::EINTR) => continue,
-                Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::ENODEV | Errno::ENOTTY) => Ok(false),
+                // Of these arguments, or of this range.
+                Err(Errno::EINVAL) => Ok(false),
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV | Errno::ENOTTY) => {
+                    if let Some(can) = can {
+                        can.store(false, Ordering::Relaxed);
+                    }
+                    Ok(false)
+                }
                 Err(error) => Err(self.errno(error, operation, range.start)),
             };
         }
@@ -260,23 +309,14 @@ impl File {
             self.file.set_len(range.end()).map_err(|error| self.failed(error, "zero", range.start))?;
             self.length.fetch_max(range.end(), Ordering::AcqRel);
             let inside = length.saturating_sub(range.start);
-            if inside == 0 {
-                return Ok(());
-            }
-            return self.zero(Range::new(range.start, inside), may_unmap);
+            return if inside == 0 { Ok(()) } else { self.zero(Range::new(range.start, inside), may_unmap) };
         }
         let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        if may_unmap && self.can_punch.load(Ordering::Relaxed) {
-            if self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | keep, range, "zero")? {
-                return Ok(());
-            }
-            self.can_punch.store(false, Ordering::Relaxed);
-        }
-        if self.can_zero.load(Ordering::Relaxed) {
-            if self.allocate(FallocateFlags::FALLOC_FL_ZERO_RANGE | keep, range, "zero")? {
-                return Ok(());
-            }
-            self.can_zero.store(false, Ordering::Relaxed);
+        let (punch, zero) = (FallocateFlags::FALLOC_FL_PUNCH_HOLE | keep, FallocateFlags::FALLOC_FL_ZERO_RANGE | keep);
+        if may_unmap && self.allocate(punch, range, "zero", Some(&self.can_punch))?
+            || self.allocate(zero, range, "zero", Some(&self.can_zero))?
+        {
+            return Ok(());
         }
         Err(Error::unsupported("the file system cannot zero a range"))
     }
@@ -294,25 +334,21 @@ impl File {
             return Err(Error::unsupported("Preallocation can't be used for shrinking files").at_path(&self.path));
         }
         let resize = || -> Result<()> {
+            if length <= old {
+                return self.file.set_len(length).map_err(|error| self.failed(error, "resize", length));
+            }
+            let added = Range::new(old, length - old);
             match preallocation {
-                Preallocation::Falloc if length > old => {
-                    let added = Range::new(old, length - old);
-                    if !self.allocate(FallocateFlags::empty(), added, "preallocate")? {
-                        return Err(Error::unsupported("the file system cannot preallocate").at_path(&self.path));
-                    }
-                    Ok(())
+                Preallocation::Falloc => {
+                    let allocated = self
+                        .allocate(FallocateFlags::empty(), added, "preallocate", None)
+                        .map_err(|error| prefixed("Could not preallocate new data", &error))?;
+                    if allocated { Ok(()) } else { self.fill(added) }
                 }
-                Preallocation::Full if length > old => {
-                    let zeroes = std::vec![0; ZERO_PIECE];
-                    let mut at = old;
-                    while at < length {
-                        let len = (length - at).min(ZERO_PIECE as u64) as usize;
-                        self.write_all(at, zeroes.get(..len).unwrap_or_default())?;
-                        at += len as u64;
-                    }
-                    self.sync()
+                Preallocation::Full => self.fill(added),
+                Preallocation::Off | Preallocation::Metadata => {
+                    self.file.set_len(length).map_err(|error| self.failed(error, "resize", length))
                 }
-                _ => self.file.set_len(length).map_err(|error| self.failed(error, "resize", length)),
             }
         };
         let result = resize();
@@ -325,42 +361,118 @@ impl File {
         result
     }
 
-    /// Data or hole at the start of `range`.
-    fn find_data(&self, range: Range) -> Extent {
-        let data = |len| Extent { len, state: State::Data, host: Some(Host { role: Role::File, at: range.start }) };
-        let known = *self.last_data.lock();
-        if known.start <= range.start && range.start < known.end() {
-            return data((known.end() - range.start).min(range.len));
-        }
-        let Ok(start) = i64::try_from(range.start) else { return data(range.len) };
-        let seek = |whence| nix::unistd::lseek(self.file.as_fd(), start, whence).map(|at| at as u64);
-        match seek(Whence::SeekData) {
-            Ok(at) if at > range.start => {
-                Extent { len: (at - range.start).min(range.len), state: State::Zero, host: None }
-            }
-            Ok(_) => match seek(Whence::SeekHole) {
-                Ok(hole) if hole > range.start => {
-                    *self.last_data.lock() = Range::new(range.start, hole - range.start);
-                    data((hole - range.start).min(range.len))
+    /// `copy_file_range`, in as many steps as it takes.
+    fn copy_range(&self, at: u64, source: &File, source_at: u64, len: u64) -> Result<()> {
+        use nix::errno::Errno;
+        let offset = |at: u64| libc::loff_t::try_from(at).map_err(|_| Error::invalid("offset out of range"));
+        let (mut from, mut to) = (offset(source_at)?, offset(at)?);
+        let mut done = 0;
+        while done < len {
+            let count = usize::try_from(len - done).unwrap_or(usize::MAX).min(COPY_PIECE);
+            match nix::fcntl::copy_file_range(&source.file, Some(&mut from), &self.file, Some(&mut to), count) {
+                Ok(0) => {
+                    let text = std::format!("the file ends at {from} where {} more bytes were expected", len - done);
+                    let error = Error::new(ErrorKind::Io, text).at_path(&source.path);
+                    return Err(error.at_offset(source_at).during("copy"));
                 }
-                _ => data(range.len),
+                Ok(copied) => {
+                    done += copied as u64;
+                    self.length.fetch_max(at + done, Ordering::AcqRel);
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) if done == 0 => {
+                    self.can_copy.store(false, Ordering::Relaxed);
+                    return Err(Error::unsupported("the file system cannot copy a range"));
+                }
+                Err(error) => return Err(self.errno(error, "copy", at + done)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes zeroes, so that the space is certainly there.
+    fn fill(&self, range: Range) -> Result<()> {
+        let mut at = range.start.next_multiple_of(self.alignment.request.into());
+        with_buffer(ZERO_PIECE, self.alignment.memory, |zeroes| {
+            while at < range.end() {
+                let len = (range.end() - at).min(ZERO_PIECE as u64).next_multiple_of(self.alignment.request.into());
+                self.write_all(at, zeroes.get(..len as usize).unwrap_or_default())
+                    .map_err(|error| prefixed("Could not write zeros for preallocation", &error))?;
+                at += len;
+            }
+            // Direct I/O ends with a whole block.
+            if self.alignment.request > 1 {
+                self.file.set_len(range.end()).map_err(|error| self.failed(error, "resize", range.end()))?;
+            }
+            self.sync()
+        })
+    }
+
+    /// What is known of data and holes may not hold any more. Called after the file has changed.
+    fn forget_extent(&self) {
+        let mut found = self.found.lock();
+        *found = Found { generation: found.generation + 1, ..Found::default() };
+    }
+
+    /// Data or hole at the start of `range`.
+    fn find_extent(&self, range: Range) -> Extent {
+        let known = *self.found.lock();
+        let (stretch, is_data) = if known.range.start <= range.start && range.start < known.range.end() {
+            (known.range, known.is_data)
+        } else {
+            let (stretch, is_data) = self.seek_extent(range.start);
+            // A hole that others may fill must be looked for each time; taking a hole for data only costs a read.
+            if is_data || (self.options.locking != Locking::Off && !self.options.force_share) {
+                let mut found = self.found.lock();
+                if found.generation == known.generation {
+                    *found = Found { range: stretch, is_data, ..known };
+                }
+            }
+            (stretch, is_data)
+        };
+        let len = stretch.end().saturating_sub(range.start).min(range.len).max(1);
+        if is_data {
+            Extent { len, state: State::Data, host: Some(Host { role: Role::File, at: range.start }) }
+        } else {
+            Extent { len, state: State::Zero, host: None }
+        }
+    }
+
+    /// The stretch of data or hole that begins at or before `at`, and whether it is data. What the file system does not
+    /// tell counts as data.
+    fn seek_extent(&self, at: u64) -> (Range, bool) {
+        let to_end = Range::new(at, u64::MAX - at);
+        let Ok(start) = i64::try_from(at) else { return (to_end, true) };
+        let seek = |whence| nix::unistd::lseek(self.file.as_fd(), start, whence).map(|place| place as u64);
+        match seek(Whence::SeekData) {
+            Ok(data) if data > at => (Range::new(at, data - at), false),
+            Ok(_) => match seek(Whence::SeekHole) {
+                Ok(hole) if hole > at => (Range::new(at, hole - at), true),
+                _ => (to_end, true),
             },
             // No data up to the end of the file.
             Err(nix::errno::Errno::ENXIO) => {
-                let length = self.length.load(Ordering::Acquire);
-                let len = length.saturating_sub(range.start).min(range.len).max(1);
-                Extent { len, state: State::Zero, host: None }
+                (Range::new(at, self.length.load(Ordering::Acquire).saturating_sub(at)), false)
             }
-            Err(_) => data(range.len),
+            Err(_) => (to_end, true),
         }
     }
 }
 
 /// The message of an operating system error without Rust's "(os error N)".
-fn describe(what: &str, path: &str, error: &io::Error) -> String {
+fn reason(error: &io::Error) -> String {
     let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    std::format!("{what} '{path}': {text}")
+    text.split(" (os error").next().unwrap_or(&text).to_string()
+}
+
+/// The same error, saying first what failed.
+fn prefixed(what: &str, error: &Error) -> Error {
+    let context = error.context();
+    let mut outer = Error::new(error.kind(), std::format!("{what}: {}", error.problem()));
+    if let Some(path) = &context.path {
+        outer = outer.at_path(path);
+    }
+    outer.at_offset(context.offset.unwrap_or(0))
 }
 
 fn check_type(metadata: &fs::Metadata, path: &str) -> Result<()> {
@@ -376,24 +488,14 @@ fn check_type(metadata: &fs::Metadata, path: &str) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::invalid(std::format!(
-        "Could not open '{path}': it is {what}, expected a regular file or a block device"
-    )))
-}
-
-fn direct_alignment(metadata: &fs::Metadata) -> u32 {
-    u32::try_from(metadata.blksize())
-        .ok()
-        .filter(|size| size.is_power_of_two() && *size >= 512)
-        .unwrap_or(DIRECT_ALIGNMENT)
-        .min(DIRECT_ALIGNMENT)
+    Err(Error::invalid(std::format!("'file' driver requires '{path}' to be a regular file; it is {what}")))
 }
 
 impl Node for File {
     fn info(&self) -> NodeInfo {
         NodeInfo {
-            request_alignment: self.alignment,
-            memory_alignment: self.alignment,
+            request_alignment: self.alignment.request,
+            memory_alignment: self.alignment.memory,
             read_only: self.options.read_only,
             fast_zeroes: self.can_zero.load(Ordering::Relaxed),
             zero_init: !self.is_device,
@@ -403,53 +505,38 @@ impl Node for File {
 
     fn map<'a>(&'a self, range: Range, want: Want) -> Op<'a, Extent> {
         if want == Want::Precise && !self.is_device {
-            return Op::ok(self.find_data(range));
+            return Op::ok(self.find_extent(range));
         }
         Op::ok(Extent { len: range.len, state: State::Data, host: Some(Host { role: Role::File, at: range.start }) })
     }
 
     fn read<'a>(&'a self, at: u64, into: &'a mut [u8], _flags: ReadFlags) -> Op<'a, ()> {
-        Op::Ready(if self.is_aligned(into) {
+        Op::Ready(if self.alignment.accepts(into) {
             self.read_exact(at, into)
         } else {
-            self.bounce(into.len(), |buffer| self.read_exact(at, buffer).map(|()| into.copy_from_slice(buffer)))
+            with_buffer(into.len(), self.alignment.memory, |buffer| {
+                self.read_exact(at, buffer).map(|()| into.copy_from_slice(buffer))
+            })
         })
     }
 
     fn write<'a>(&'a self, at: u64, from: &'a [u8], flags: WriteFlags) -> Op<'a, ()> {
-        let write = || -> Result<()> {
-            self.writable("write")?;
-            if self.is_aligned(from) {
-                self.write_all(at, from)?;
-            } else {
-                self.bounce(from.len(), |buffer| {
-                    buffer.copy_from_slice(from);
-                    self.write_all(at, buffer)
-                })?;
-            }
-            *self.last_data.lock() = Range::default();
-            let through = matches!(self.options.cache, CacheMode::Writethrough | CacheMode::Directsync);
-            if flags.force_unit_access || through { self.sync() } else { Ok(()) }
-        };
-        Op::Ready(write())
+        let result = self.writable("write").and_then(|()| self.write_bounced(at, from));
+        Op::Ready(self.changed(result, flags.force_unit_access))
     }
 
     fn write_zeroes<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()> {
-        *self.last_data.lock() = Range::default();
-        Op::Ready(self.zero(range, flags.may_unmap))
+        Op::Ready(self.changed(self.zero(range, flags.may_unmap), flags.force_unit_access))
     }
 
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
         let discard = || -> Result<()> {
             self.writable("discard")?;
-            *self.last_data.lock() = Range::default();
             let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            if self.can_punch.load(Ordering::Relaxed) && !self.allocate(punch, range, "discard")? {
-                self.can_punch.store(false, Ordering::Relaxed);
-            }
-            Ok(())
+            // Advice that cannot be followed is no failure.
+            self.allocate(punch, range, "discard", Some(&self.can_punch)).map(|_| ())
         };
-        Op::Ready(discard())
+        Op::Ready(self.changed(discard(), false))
     }
 
     fn flush<'a>(&'a self) -> Op<'a, ()> {
@@ -457,42 +544,32 @@ impl Node for File {
     }
 
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
-        *self.last_data.lock() = Range::default();
-        Op::Ready(self.set_length(length, preallocation))
+        let result = self.set_length(length, preallocation);
+        self.forget_extent();
+        Op::Ready(result)
     }
 
     fn copy_from<'a>(&'a self, at: u64, source: &'a dyn Node, source_at: u64, len: u64) -> Op<'a, ()> {
-        let copy = || -> Result<()> {
-            let refuse = || Error::unsupported("no copy offload between these files");
-            let source = source.as_any().and_then(|any| any.downcast_ref::<File>()).ok_or_else(refuse)?;
-            if !self.can_copy.load(Ordering::Relaxed) || self.alignment > 1 || source.alignment > 1 {
-                return Err(refuse());
-            }
-            let (mut from, mut to) = (source_at as i64, at as i64);
-            let mut left = len;
-            while left > 0 {
-                let count = usize::try_from(left).unwrap_or(usize::MAX).min(1 << 30);
-                match nix::fcntl::copy_file_range(&source.file, Some(&mut from), &self.file, Some(&mut to), count) {
-                    Ok(0) => return Err(refuse()),
-                    Ok(copied) => left -= copied as u64,
-                    Err(nix::errno::Errno::EINTR) => {}
-                    Err(nix::errno::Errno::ENOSPC) => {
-                        return Err(self.errno(nix::errno::Errno::ENOSPC, "copy", to as u64));
-                    }
-                    Err(_) => {
-                        self.can_copy.store(false, Ordering::Relaxed);
-                        return Err(refuse());
-                    }
-                }
-            }
-            self.length.fetch_max(at + len, Ordering::AcqRel);
-            Ok(())
+        let refused = || Error::unsupported("no copy offload between these files");
+        let Some(source) = source.as_any().and_then(|any| any.downcast_ref::<File>()) else {
+            return Op::err(refused());
         };
-        Op::Ready(copy())
+        let unaligned = self.alignment.request > 1 || source.alignment.request > 1;
+        if unaligned || !self.can_copy.load(Ordering::Relaxed) {
+            return Op::err(refused());
+        }
+        let result = self.writable("copy").and_then(|()| self.copy_range(at, source, source_at, len));
+        Op::Ready(self.changed(result, false))
     }
 
     fn name(&self) -> String {
         self.path.clone()
+    }
+
+    fn identity(&self) -> String {
+        self.file
+            .metadata()
+            .map_or_else(|_| self.path.clone(), |metadata| std::format!("{}:{}", metadata.dev(), metadata.ino()))
     }
 
     fn allocated(&self) -> Option<u64> {

@@ -25,17 +25,15 @@ pub(super) struct Permissions {
 }
 
 impl Permissions {
-    /// Reads, and lets others read; others must not write unless `force_share`.
+    /// Reads, and lets others read; others must not write or resize unless `force_share`.
     pub(super) fn reader(force_share: bool) -> Self {
-        if force_share {
-            return Permissions { used: [false; 4], shared: [true; 4] };
-        }
-        Permissions { used: [true, false, false, false], shared: [true, false, true, false] }
+        let shared = if force_share { [true; 4] } else { [true, false, true, false] };
+        Permissions { used: [true, false, false, false], shared }
     }
 
-    /// Reads, writes and resizes; others may do nothing but read inconsistently.
+    /// Reads, writes and resizes; others may read what they can make of it (QEMU's `force-share`).
     pub(super) fn writer() -> Self {
-        Permissions { used: [true, true, false, true], shared: [false, false, true, false] }
+        Permissions { used: [true, true, false, true], shared: [true, false, true, false] }
     }
 }
 
@@ -51,20 +49,26 @@ fn flock(kind: libc::c_int, start: i64) -> libc::flock {
 }
 
 /// Takes the locks. They are held until the file is closed.
-pub(super) fn take(file: &File, path: &str, permissions: Permissions) -> Result<()> {
-    for (permission, name) in PERMISSIONS.iter().enumerate() {
-        let byte = permission as i64;
-        let used = permissions.used.get(permission) == Some(&true);
-        let shared = permissions.shared.get(permission) == Some(&true);
-        if used {
-            hold(file, USED_BASE + byte, path)?;
+///
+/// A file system without locks is an error only if they are `required`.
+pub(super) fn take(file: &File, path: &str, permissions: Permissions, required: bool) -> Result<()> {
+    let list = || (0..).zip(permissions.used.into_iter().zip(permissions.shared)).zip(PERMISSIONS);
+    for ((byte, (used, shared)), _) in list() {
+        for (wanted, byte) in [(used, USED_BASE + byte), (!shared, NOT_SHARED_BASE + byte)] {
+            if wanted && !hold(file, byte, path)? && required {
+                return Err(Error::unsupported("the file system has no locks for open files").at_path(path));
+            }
         }
-        if !shared {
-            hold(file, NOT_SHARED_BASE + byte, path)?;
+    }
+    // Only with all locks in place does looking at the others' prove anything. First what we use, as QEMU reports it.
+    for ((byte, (used, _)), name) in list() {
+        if used && is_held(file, NOT_SHARED_BASE + byte) {
+            return Err(conflict("", name, path));
         }
-        if (used && is_held(file, NOT_SHARED_BASE + byte)) || (!shared && is_held(file, USED_BASE + byte)) {
-            let shared_word = if used && is_held(file, NOT_SHARED_BASE + byte) { "" } else { "shared " };
-            return Err(conflict(shared_word, name, path));
+    }
+    for ((byte, (_, shared)), name) in list() {
+        if !shared && is_held(file, USED_BASE + byte) {
+            return Err(conflict("shared ", name, path));
         }
     }
     Ok(())
@@ -76,12 +80,16 @@ fn conflict(shared: &str, name: &str, path: &str) -> Error {
     Error::new(ErrorKind::Busy, text)
 }
 
-fn hold(file: &File, byte: i64, path: &str) -> Result<()> {
+/// Takes one lock; `false` if the file system has none.
+fn hold(file: &File, byte: i64, path: &str) -> Result<bool> {
     match fcntl(file, FcntlArg::F_OFD_SETLK(&flock(libc::F_RDLCK, byte))) {
-        Ok(_) => Ok(()),
-        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Err(conflict("", "byte range", path)),
-        // A file system without locks: QEMU goes on without them, too.
-        Err(_) => Ok(()),
+        Ok(_) => Ok(true),
+        // Somebody holds the byte exclusively, which no user of the scheme does.
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
+            let text = std::format!("Failed to lock byte {byte}\nIs another process using the image [{path}]?");
+            Err(Error::new(ErrorKind::Busy, text))
+        }
+        Err(_) => Ok(false),
     }
 }
 

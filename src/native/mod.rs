@@ -1,5 +1,6 @@
 //! Files and block devices of this machine, image locks, and copying on several threads.
 
+mod direct;
 mod file;
 mod lock;
 mod opener;

@@ -29,9 +29,9 @@ pub struct CopyOptions {
     pub sparse_bytes: u64,
     /// Whether the target reads as zeroes where nothing is written.
     pub target_is_zero: bool,
-    /// Whether ranges that are unallocated in the whole chain above `backing` are left to the target's backing image.
+    /// Whether ranges that the source's own layers say nothing about are left to the target's backing image.
     pub skip_unallocated: bool,
-    /// Layers of the source that count as its own when `skip_unallocated`; the rest is the shared backing chain.
+    /// Layers of the source that are its own when `skip_unallocated`; the rest is the target's backing chain, too.
     pub own_layers: u32,
 }
 

@@ -354,3 +354,73 @@ fn qemu_and_we_respect_each_others_locks() {
     assert_eq!(refused.kind(), diskette::ErrorKind::Busy);
     assert!(scratch.dir().exists());
 }
+
+#[test]
+fn damaged_compressed_data_is_an_error_that_says_where() {
+    for kind in ["zlib", "zstd"] {
+        let scratch = Scratch::new("damaged");
+        let (raw, path) = (scratch.path("source.raw"), scratch.path("image.qcow2"));
+        let bytes: Vec<u8> = (0..65536u64).map(|at| (at / 16) as u8).collect();
+        std::fs::write(&raw, &bytes).unwrap();
+        oracle("qemu-img", &["convert", "-c", "-O", "qcow2", "-o", &format!("compression_type={kind}"), &raw, &path]);
+        let mut image = std::fs::read(&path).unwrap();
+        // The compressed cluster is the last thing in the file.
+        let start = image.len() / 65536 * 65536;
+        let start = if start == image.len() { start - 65536 } else { start };
+        image[start..].fill(0xff);
+        std::fs::write(&path, image).unwrap();
+        let error = read(&*open_path(&path, false), 0, 65536).expect_err(kind);
+        assert_eq!(error.kind(), diskette::ErrorKind::Corrupt, "{error}");
+        assert_eq!(error.context().offset, Some(start as u64), "{error}");
+        assert!(error.to_string().contains(&path), "{error}");
+    }
+}
+
+#[test]
+fn zero_detection_turns_writes_of_zeroes_into_zero_clusters() {
+    for (detect, allocated) in [
+        (diskette::DetectZeroes::Off, true),
+        (diskette::DetectZeroes::On, false),
+        (diskette::DetectZeroes::Unmap, false),
+    ] {
+        let scratch = Scratch::new("detect");
+        let path = scratch.path("image.qcow2");
+        oracle("qemu-img", &["create", "-q", "-f", "qcow2", &path, "1M"]);
+        let file = File::open(&path, FileOptions::default()).unwrap();
+        let options = OpenOptions {
+            read_only: false,
+            image: ImageOptions { detect_zeroes: detect, ..ImageOptions::default() },
+            ..OpenOptions::default()
+        };
+        let image = open(file, &options).unwrap();
+        write(&*image, 0, &[0; 128 << 10]).unwrap();
+        write(&*image, 512 << 10, &[1; 512]).unwrap();
+        block_on(image.close()).unwrap();
+        drop(image);
+        assert_clean(&path);
+        let map = their_map(&path);
+        assert_eq!(
+            (map[0].1, !map[0].3),
+            (if allocated { 128 << 10 } else { map[0].1 }, allocated),
+            "{detect:?}: {map:?}"
+        );
+    }
+}
+
+#[test]
+fn discarding_gives_the_host_its_space_back() {
+    let scratch = Scratch::new("punch");
+    let path = scratch.path("image.qcow2");
+    oracle("qemu-img", &["create", "-q", "-f", "qcow2", &path, "16M"]);
+    let image = open_path(&path, true);
+    write(&*image, 0, &vec![5; 16 << 20]).unwrap();
+    block_on(image.flush()).unwrap();
+    let used = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&path).unwrap()) * 512;
+    let full = used();
+    assert!(full >= 16 << 20);
+    block_on(image.discard(Range::new(1 << 20, 14 << 20))).unwrap();
+    block_on(image.close()).unwrap();
+    drop(image);
+    assert!(used() + (13 << 20) < full, "{} of {full} bytes are still in use", used());
+    assert_clean(&path);
+}

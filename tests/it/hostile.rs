@@ -251,3 +251,22 @@ fn random_damage_never_panics() {
         }
     }
 }
+
+#[test]
+fn what_a_missing_backing_image_holds_is_never_made_up() {
+    let bytes = create(1 << 20, &[("backing_file", "base"), ("backing_fmt", "raw")]);
+    for options in
+        [OpenOptions { no_backing: true, ..writable() }, OpenOptions { structure_only: true, ..OpenOptions::default() }]
+    {
+        let image = open(Memory::new(bytes.clone()), &options).unwrap();
+        let error = read(&*image, 0, 512).unwrap_err();
+        assert!(error.to_string().contains("'base'"), "{error}");
+        let chain = diskette::engine::status::Chain::of(image.clone());
+        let status = block_on(chain.status(diskette::Range::new(0, 1 << 20), diskette::Want::Precise)).unwrap();
+        assert!(!status.present && !status.zero && !status.data, "{status:?}");
+        if !image.info().read_only {
+            assert!(write(&*image, 100, &[1; 10]).is_err(), "the rest of the cluster is not known");
+            write(&*image, 0, &[1; 65536]).expect("a whole cluster needs nothing");
+        }
+    }
+}

@@ -331,3 +331,28 @@ fn growing_a_disk_keeps_its_contents_and_adds_zeroes() {
     assert_eq!(read(&*reopened, (40 << 20) - 601, 601).unwrap(), [&[0][..], &[9; 600]].concat());
     assert!(block_on(reopened.check()).unwrap().is_clean());
 }
+
+#[test]
+fn a_chain_as_deep_as_the_budget_allows_can_be_read() {
+    let depth = diskette::Budgets::default().chain_depth as usize;
+    let files: Vec<(String, Arc<dyn Node>)> = (0..depth)
+        .map(|number| {
+            let next = format!("image{}", number + 1);
+            let mut options = vec![("cluster_size", "512")];
+            if number + 1 < depth {
+                options.extend([("backing_file", next.as_str()), ("backing_fmt", "qcow2")]);
+            }
+            let file = Memory::new(create(64 << 10, &options));
+            if number + 1 == depth {
+                let image = open(file.clone(), &writable()).unwrap();
+                write(&*image, 0, &[7; 64 << 10]).unwrap();
+                block_on(image.close()).unwrap();
+            }
+            let name = format!("image{number}");
+            (name.clone(), Memory::read_only(file.to_vec(), name) as Arc<dyn Node>)
+        })
+        .collect();
+    let named: Vec<(&str, Arc<dyn Node>)> = files.iter().map(|(name, node)| (name.as_str(), node.clone())).collect();
+    let image = open(files[0].1.clone(), &with_files(OpenOptions::default(), &named)).unwrap();
+    assert_eq!(read(&*image, 0, 64 << 10).unwrap(), vec![7; 64 << 10]);
+}

@@ -10,7 +10,7 @@ use crate::process::{cargo, command, output, run as run_process};
 
 const DISKETTE: &str = "target/release/diskette";
 const FOLDER: &str = "target/bench";
-const RUNS: usize = 5;
+const RUNS: usize = 9;
 
 struct Case {
     name: &'static str,
@@ -46,7 +46,49 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             ours.1
         );
     }
+    if filter.is_empty() {
+        random_reads()?;
+        in_node()?;
+    }
     Ok(())
+}
+
+/// Random 4 KiB reads, one at a time: through the library, and through qemu-io's commands (whose parsing counts).
+fn random_reads() -> Result<()> {
+    const READS: u64 = 20_000;
+    let image = std::fs::canonicalize(path("half.qcow2"))?;
+    let image = image.to_string_lossy();
+    let mut commands = String::new();
+    let mut state = 1u64;
+    for _ in 0..READS {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        commands.push_str(&format!("read -q {} 4k\n", (state >> 20) % (1 << 20) * 4096));
+    }
+    let mut rates = Vec::new();
+    for _ in 0..RUNS {
+        let begun = Instant::now();
+        let mut child = command("qemu-io")
+            .args(["-r", "-f", "qcow2", &image])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()?;
+        std::io::Write::write_all(&mut child.stdin.take().context("no input")?, commands.as_bytes())?;
+        child.wait()?;
+        rates.push((READS as f64 / begun.elapsed().as_secs_f64(), 0.0));
+    }
+    let ours = output(&mut cargo(&["bench", "--quiet", "--locked", "--bench", "random_reads", "--", &image]))?;
+    println!("\nrandom 4 KiB reads, one at a time: qemu-io {:.0} reads/s, library {}", median(rates).0, ours.trim());
+    Ok(())
+}
+
+/// The JavaScript package beside the native program.
+fn in_node() -> Result<()> {
+    if !Path::new("pkg/dist/diskette_bg.wasm").exists() {
+        println!("run 'cargo xtask wasm --release' first to see the times in Node.js");
+        return Ok(());
+    }
+    println!("\nin Node.js (WebAssembly):");
+    run_process(command("node").args(["pkg/bench.mjs", &path("large.qcow2"), &path("half.qcow2")]))
 }
 
 /// Seconds and peak memory in MiB.

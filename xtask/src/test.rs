@@ -25,6 +25,7 @@ const STEPS: &[Step] = &[
     Step { name: "wasm", about: "the WebAssembly module builds and keeps its budget", run: wasm_step },
     Step { name: "node", about: "the JavaScript package in Node.js", run: node },
     Step { name: "browser", about: "the inspector in headless Chromium", run: browser },
+    Step { name: "fuzz", about: "the fuzz targets, for a moment each", run: fuzz },
     Step { name: "deny", about: "licences and sources of the dependencies", run: deny },
 ];
 
@@ -118,6 +119,21 @@ fn browser() -> Result<()> {
         let mut npm = command("npm");
         npm.current_dir("www").args(["run", script, "--silent"]);
         run_process(&mut npm)?;
+    }
+    Ok(())
+}
+
+/// Seconds per fuzz target.
+const FUZZ_SECONDS: u32 = 15;
+
+fn fuzz() -> Result<()> {
+    provision::cargo_tool("cargo-fuzz")?;
+    for target in ["open_any", "qcow2_ops"] {
+        // The code is safe Rust, so no sanitizer is needed; without one the stable compiler will do.
+        let limit = format!("-max_total_time={FUZZ_SECONDS}");
+        let mut fuzz =
+            cargo(&["fuzz", "run", "--sanitizer", "none", target, "--", &limit, "-rss_limit_mb=2048", "-verbosity=0"]);
+        run_process(fuzz.env("RUSTC_BOOTSTRAP", "1"))?;
     }
     Ok(())
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use diskette::engine::status::Chain;
 use diskette::native::parallel::{CopyOptions, copy};
+use diskette::native::resolve;
 use diskette::wire::parse_size;
 use diskette::{Node, block_on};
 
@@ -53,7 +55,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome {
         if backing {
             resolve_backing(target_name, &mut options, Some(size), false)?;
         }
-        make(target_name, driver, size, &options)?;
+        make(target_name, driver, size, &options, target_cache)?;
     }
     let wish =
         Wish { format: Some(args.target_format.clone()), cache: target_cache, writable: true, ..Wish::default() };
@@ -67,8 +69,20 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome {
     let preallocated = options.get("preallocation").is_some_and(|mode| mode != "off");
     let target_is_zero =
         args.target_is_zero || (!args.no_create && (!backing || preallocated) && target.image.info().zero_init);
-    let copy_options =
-        CopyOptions { workers, sparse_bytes, target_is_zero, skip_unallocated: backing, own_layers: u32::MAX };
+    // What the source has from the target's own backing image need not be copied. If the backing image is not in the
+    // source's chain, everything is.
+    let shared = options
+        .get("backing_file")
+        .map(|name| resolve(name, target_name))
+        .transpose()?
+        .and_then(|base| Chain::of(source.node()).layers().iter().position(|layer| layer.name() == base));
+    let copy_options = CopyOptions {
+        workers,
+        sparse_bytes,
+        target_is_zero,
+        skip_unallocated: shared.is_some(),
+        own_layers: shared.map_or(u32::MAX, |layers| layers as u32),
+    };
     let progress = Progress::new(args.progress && !args.quiet, size);
     let result =
         copy(&source.node(), &(target.image.clone() as Arc<dyn Node>), copy_options, &|done| progress.update(done));

@@ -35,7 +35,7 @@ pub(crate) fn run(args: &CreateArgs) -> Outcome {
     if !args.quiet {
         println!("{}", formatting_line(file, driver.name, size, &options));
     }
-    make(file, driver, size, &options)?;
+    make(file, driver, size, &options, CacheMode::Writeback)?;
     Ok(0)
 }
 
@@ -145,10 +145,16 @@ fn formatting_line(file: &str, format: &str, size: u64, options: &BTreeMap<Strin
 }
 
 /// Makes the image and the data file it may need.
-pub(crate) fn make(file: &str, driver: &Driver, size: u64, options: &BTreeMap<String, String>) -> Result<(), Failure> {
+pub(crate) fn make(
+    file: &str,
+    driver: &Driver,
+    size: u64,
+    options: &BTreeMap<String, String>,
+    cache: CacheMode,
+) -> Result<(), Failure> {
     let failed = |error: diskette::Error| Failure::new(format!("{file}: {}", without_path(&error, file)));
     let create = driver.create.ok_or_else(|| Failure::new(format!("{file}: this format cannot be made")))?;
-    let native = FileOptions { cache: CacheMode::Writeback, ..FileOptions::default() };
+    let native = FileOptions { cache, ..FileOptions::default() };
     let path = resolve(file, "").map_err(failed)?;
     let node: Arc<dyn Node> = File::create(&path, native).map_err(failed)?;
     let data_file = match options.get("data_file") {

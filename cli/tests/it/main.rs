@@ -49,6 +49,13 @@ impl Drop for Scratch {
     }
 }
 
+/// A copy of the program where every user can start it.
+fn copied_program(scratch: &Scratch) -> String {
+    let copy = scratch.path().join("program");
+    std::fs::copy(env!("CARGO_BIN_EXE_diskette"), &copy).unwrap();
+    copy.to_str().unwrap().to_string()
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -230,6 +237,22 @@ fn convert_goes_both_ways_without_loss() {
         }
         std::fs::remove_file(scratch.path().join("target")).unwrap();
     }
+    // A backing image that the source does not have: everything is copied, zeroes too.
+    scratch.make("qemu-img", &["create", "-q", "-f", "raw", "other.raw", "10M"]);
+    scratch.make("qemu-io", &["-f", "raw", "-c", "write -q -P 99 0 10M", "other.raw"]);
+    assert!(
+        scratch.ours(&["convert", "-O", "qcow2", "-B", "other.raw", "-F", "raw", "b.qcow2", "target"]).status.success()
+    );
+    assert!(scratch.theirs(&["compare", "b.qcow2", "target"]).status.success());
+    std::fs::remove_file(scratch.path().join("target")).unwrap();
+    // One that it has: only what is above it is copied.
+    assert!(
+        scratch.ours(&["convert", "-O", "qcow2", "-B", "a.qcow2", "-F", "qcow2", "b.qcow2", "target"]).status.success()
+    );
+    assert!(scratch.theirs(&["compare", "b.qcow2", "target"]).status.success());
+    let map = text(&scratch.theirs(&["map", "--output=json", "target"]).stdout);
+    assert_eq!(map.matches("\"depth\": 0, \"present\": true").count(), 1, "{map}");
+    std::fs::remove_file(scratch.path().join("target")).unwrap();
     let output = scratch.ours(&["convert", "-p", "-O", "raw", "a.qcow2", "target"]);
     assert!(
         text(&output.stdout).starts_with("    (0.00/100%)\r")
@@ -299,6 +322,14 @@ fn what_cannot_be_opened_is_named() {
     fails(&["convert", "-O", "vmdk", "a.raw", "x"], "Unknown file format 'vmdk'");
     fails(&["create", "-f", "qcow2", "-o", "encrypt.format=luks", "x", "1M"], "encrypt");
     assert_eq!(scratch.ours(&["check", "a.raw"]).status.code(), Some(63));
+    // Nobody may read this; root may read everything, so the program gives up being root first.
+    std::fs::write(scratch.path().join("secret"), vec![0; 512]).unwrap();
+    let shell = format!(
+        "chmod 0 secret; chmod 755 . ; if [ \"$(id -u)\" = 0 ]; then exec setpriv --reuid=65534 --regid=65534 --clear-groups {0} info secret; else exec {0} info secret; fi",
+        copied_program(&scratch)
+    );
+    let output = scratch.run("bash", &["-c", &shell]);
+    assert!(text(&output.stderr).contains("Could not open 'secret': Permission denied"), "{}", text(&output.stderr));
     // A file that is cut short while it is used for something.
     let bytes = std::fs::read(scratch.path().join("a.qcow2")).unwrap();
     std::fs::write(scratch.path().join("cut.qcow2"), &bytes[..bytes.len() - 70_000]).unwrap();

@@ -183,7 +183,7 @@ impl Qcow2 {
         }
         let (host, fresh) = match placement {
             Placement::Reuse { host } => {
-                self.check_overlap(Range::new(host, count << cluster.bits()))?;
+                self.check_guest_overlap(Range::new(host, count << cluster.bits()))?;
                 (host, false)
             }
             Placement::Fresh { .. } if self.header.has_data_file() => (guest_first, false),

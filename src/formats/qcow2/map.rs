@@ -193,7 +193,7 @@ impl Qcow2 {
             None => return Err(Missing::L2 { at: l2_at }),
         };
         Ok(place.and_then(|place| match place.host {
-            Some(host) => self.check_overlap(Range::new(host.at, place.len)).map(|()| place),
+            Some(host) => self.check_guest_overlap(Range::new(host.at, place.len)).map(|()| place),
             None => Ok(place),
         }))
     }

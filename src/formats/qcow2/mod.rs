@@ -80,6 +80,8 @@ struct Qcow2 {
     refcounts: Lock<Refcounts>,
     /// Whether the header says what it must while the image is being changed.
     changing: AtomicBool,
+    /// Whether free clusters are given back to the host.
+    pass_discard: bool,
     expanded_bytes: usize,
     check_bytes: u64,
     /// Recently expanded compressed cluster: host offset and contents.

@@ -52,12 +52,14 @@ impl Refcounts {
 }
 
 impl Qcow2 {
-    /// Fails if a range that is about to be written as guest data, or to be taken for something new, holds metadata.
-    /// An image whose refcounts or entries lie could otherwise be destroyed by writing to it.
-    pub(super) fn check_overlap(&self, range: Range) -> Result<()> {
-        if self.data.is_some() {
-            return Ok(());
-        }
+    /// Fails if a range that is about to be written as guest data holds metadata.
+    pub(super) fn check_guest_overlap(&self, range: Range) -> Result<()> {
+        if self.data.is_some() { Ok(()) } else { self.check_overlap(range) }
+    }
+
+    /// Fails if a range of the file that is about to be taken for something new holds metadata. An image whose refcounts
+    /// or entries lie could otherwise be destroyed by writing to it.
+    fn check_overlap(&self, range: Range) -> Result<()> {
         let header = &self.header.raw;
         let geometry = self.geometry();
         let fixed = [
@@ -284,8 +286,9 @@ impl Qcow2 {
         });
     }
 
-    /// Takes one reference from the cluster at `host`, at once: nothing on disk may refer to it any more.
-    pub(super) async fn drop_reference(&self, refcounts: &mut Refcounts, host: u64) -> Result<()> {
+    /// Takes one reference from the cluster at `host`, at once: nothing on disk may refer to it any more. Returns whether
+    /// it was the last.
+    pub(super) async fn drop_reference(&self, refcounts: &mut Refcounts, host: u64) -> Result<bool> {
         let per_block = self.refcounts_per_block();
         let order = self.header.raw.refcount_order;
         let index = host >> self.header.cluster.bits();
@@ -308,7 +311,7 @@ impl Qcow2 {
             refcounts.first_free = refcounts.first_free.min(index);
             self.cache.forget(host);
         }
-        Ok(())
+        Ok(count == 1)
     }
 
     /// Writes back all metadata in order, then gives back what nothing refers to any more.
@@ -319,9 +322,30 @@ impl Qcow2 {
             refcounts.restore_unreferenced(unreferenced);
             return Err(error);
         }
+        let mut free: Vec<u64> = Vec::new();
         for host in unreferenced {
-            self.drop_reference(refcounts, host).await?;
+            if self.drop_reference(refcounts, host).await? && self.pass_discard {
+                free.push(host);
+            }
         }
-        Ok(())
+        self.discard_clusters(free).await
+    }
+
+    /// Gives the host file's space of free clusters back, neighbours together.
+    async fn discard_clusters(&self, mut free: Vec<u64>) -> Result<()> {
+        free.sort_unstable();
+        let size = self.header.cluster.size();
+        let mut run = Range::default();
+        for host in free {
+            if run.len > 0 && run.end() == host {
+                run.len += size;
+                continue;
+            }
+            if run.len > 0 {
+                self.file.discard(run).await?;
+            }
+            run = Range::new(host, size);
+        }
+        if run.len > 0 { self.file.discard(run).await } else { Ok(()) }
     }
 }
