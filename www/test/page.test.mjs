@@ -275,8 +275,11 @@ test("damage is found and leads to its bytes", async () => {
   await page.setInputFiles("#files", { name: "damaged.qcow2", mimeType: "application/octet-stream", buffer: bytes });
   await opened(page);
   await checked(page);
-  assert.match(await page.textContent("#check-summary"), /leak|corruption/);
+  assert.match(await page.textContent("#check-summary"), /^1 leaked cluster\.$/);
   await shoot(page, "damaged.png");
+  await page.locator("#findings button").first().click();
+  await until(page, () => document.querySelector("hex-view input").value === "0xa000");
+  await assertAccessible(page);
   await page.close();
 });
 
@@ -289,6 +292,10 @@ test("what is no image says so and what to do", async () => {
   assert.match(await page.textContent("#status"), /cluster_bits is 0.*expected.*Compare its size/s);
   await shoot(page, "failed.png");
   await assertAccessible(page);
+  await page.getByRole("button", { name: "Show its bytes" }).click();
+  await opened(page);
+  await until(page, () => document.querySelector("hex-view input").value === "0x14");
+  assert.match(await page.textContent("#check-summary"), /no metadata to check/);
   await page.fill("#url", `${base}images/nothing.qcow2`);
   await page.press("#url", "Enter");
   await until(page, () => /answered 404/.test(document.querySelector("#status").textContent));
