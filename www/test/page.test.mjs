@@ -267,6 +267,26 @@ test("an address is read by ranges, and what it names is fetched only on request
   await page.close();
 });
 
+test("of two images opened at once the second is shown", async () => {
+  const page = await fresh();
+  await page.evaluate(async () => {
+    const drop = (name, bytes) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([bytes], name));
+      document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    };
+    const sample = new Uint8Array(await (await fetch("./sample.qcow2")).arrayBuffer());
+    drop("first.qcow2", sample);
+    drop("second.raw", new TextEncoder().encode("the second of two ".repeat(100)));
+  });
+  await opened(page);
+  await checked(page);
+  assert.equal(await page.textContent("#title"), "second.raw");
+  assert.match(await page.textContent("hex-view .rows"), /the second of tw/);
+  assert.match(await page.textContent("#facts"), /raw/);
+  await page.close();
+});
+
 test("damage is found and leads to its bytes", async () => {
   const page = await fresh();
   const bytes = readFileSync(join(DIST, "sample.qcow2"));
