@@ -61,7 +61,11 @@ export class Pump {
     if (!session) return;
     this.#session = null;
     this.#rejectAll(closed());
-    session.free();
+    try {
+      session.free();
+    } catch {
+      // A module that broke cannot give its memory back.
+    }
     const sources = this.files;
     this.#sources.clear();
     for (const source of sources) await source.close?.();

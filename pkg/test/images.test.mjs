@@ -6,24 +6,14 @@ import { open as openHandle } from "node:fs/promises";
 import { before, test } from "node:test";
 
 import { ReferenceDeniedError, open } from "../src/node.js";
-import { path, pattern, qemuImg, qemuIo } from "./support.mjs";
+import { CORPUS, makeCorpus } from "./corpus.mjs";
+import { path, qemuImg, qemuIo } from "./support.mjs";
 
-const source = pattern(3_000_320);
-const IMAGES = {
-  "plain.qcow2": ["-O", "qcow2"],
-  "small-clusters.qcow2": ["-O", "qcow2", "-o", "cluster_size=512"],
-  "zlib.qcow2": ["-c", "-O", "qcow2"],
-  "zstd.qcow2": ["-c", "-O", "qcow2", "-o", "compression_type=zstd"],
-  "extended.qcow2": ["-O", "qcow2", "-o", "extended_l2=on"],
-  "v2.qcow2": ["-O", "qcow2", "-o", "compat=0.10"],
-};
+const source = CORPUS.source;
 
-before(() => {
-  writeFileSync(path("source.raw"), source);
-  for (const [name, options] of Object.entries(IMAGES)) qemuImg("convert", ...options, path("source.raw"), path(name));
-});
+before(makeCorpus);
 
-for (const name of Object.keys(IMAGES)) {
+for (const name of CORPUS.names) {
   test(`${name} reads like its source, however it is opened`, async () => {
     const handle = await openHandle(path(name));
     const bytes = readFileSync(path(name));

@@ -7,6 +7,7 @@ import { before, test } from "node:test";
 
 import { cached } from "../src/cache.js";
 import { ClosedError, DisketteError, RangeTooLargeError, ReferenceDeniedError, SourceError, UnsupportedError, open } from "../src/node.js";
+import { Pump } from "../src/pump.js";
 import { path, pattern, qemuImg, qemuIo, serve, slowSource } from "./support.mjs";
 
 const KIB = 1024;
@@ -262,4 +263,15 @@ test("backing loops and endless chains end with an error", async () => {
   await assert.rejects(open(endless(), { onOpen: endless }), (error) => error instanceof RangeTooLargeError && error.kind === "over-budget");
   assert.ok(count <= 202);
   await assert.rejects(open(path("loop.qcow2"), { onOpen: () => false }), ReferenceDeniedError);
+});
+
+test("a module that breaks rejects what is running instead of hanging", async () => {
+  const broken = () => {
+    throw new WebAssembly.RuntimeError("unreachable");
+  };
+  let closedTimes = 0;
+  const pump = new Pump({ poll: broken, free: broken }, { name: "any", size: 0, close: () => closedTimes++ }, () => null);
+  await assert.rejects(pump.run(() => 1), (error) => error instanceof DisketteError && error.kind === "internal" && /unreachable/.test(error.message));
+  await pump.close();
+  assert.equal(closedTimes, 1);
 });

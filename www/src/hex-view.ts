@@ -70,7 +70,7 @@ export class HexView extends HTMLElement {
     this.#spaces = spaces;
     this.#read = read;
     this.#select.replaceChildren(...spaces.map(({ label }) => new Option(label)));
-    this.#pages.clear();
+    this.#pages = new Map();
     this.#mark = undefined;
     this.#space = { space: -1, label: "", size: 0 };
     this.show(spaces[0]?.space ?? 0, 0);
@@ -83,7 +83,7 @@ export class HexView extends HTMLElement {
     if (!next) return;
     if (next !== this.#space) {
       this.#space = next;
-      this.#pages.clear();
+      this.#pages = new Map();
       this.#select.selectedIndex = index;
     }
     this.#mark = mark;

@@ -8,7 +8,7 @@ import "./hex-view";
 import type { MapView } from "./map-view";
 import "./map-view";
 import type { Ask, Missing, Opened } from "./protocol";
-import { ask } from "./rpc";
+import { type InspectorError, ask } from "./rpc";
 import { showChain, showCheck, showFacts, showFormats, showLists, showWarnings } from "./summary";
 
 const $ = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
@@ -33,6 +33,9 @@ const ADVICE: Record<string, string> = {
   io: "Is the file still there and unchanged? A server must answer range requests and allow this page to read (CORS); else download the file and choose it here.",
 };
 
+/** Failures after which the file itself can still be read. */
+const READABLE = new Set(["invalid", "corrupt", "unsupported", "too-large", "over-budget"]);
+
 /** Counts openings, so that answers about an image before are not shown for this one. */
 let generation = 0;
 let current: { opening: Opening; opened: Opened; layer: number } | undefined;
@@ -42,11 +45,19 @@ function say(text: string): void {
   status.replaceChildren(element("p", { text }));
 }
 
-function complain(error: unknown): void {
-  const { message, kind = "" } = error as { message: string; kind?: string };
+function complain(error: unknown, opening?: Opening): void {
+  const { message, kind = "", offset = null } = error as Partial<InspectorError> & { message: string };
   status.className = "failed";
-  const advice = ADVICE[kind];
-  status.replaceChildren(element("p", {}, element("strong", { text: "It could not be opened. " }), message), ...(advice ? [element("p", { text: advice })] : []));
+  const parts: HTMLElement[] = [element("p", {}, element("strong", { text: "It could not be opened. " }), message)];
+  if (ADVICE[kind]) parts.push(element("p", { text: ADVICE[kind] }));
+  if (opening && READABLE.has(kind)) {
+    const look = async (): Promise<void> => {
+      await inspect({ ...opening, format: "raw" });
+      if (offset !== null) reveal(() => hexView.show(0, offset, { offset, length: 4 }));
+    };
+    parts.push(button("Show its bytes", () => void look()));
+  }
+  status.replaceChildren(...parts);
 }
 
 async function inspect(opening: Opening): Promise<void> {
@@ -59,7 +70,7 @@ async function inspect(opening: Opening): Promise<void> {
   try {
     opened = await ask(opening);
   } catch (error) {
-    if (turn === generation) complain(error);
+    if (turn === generation) complain(error, opening.format ? undefined : opening);
     return;
   }
   if (turn !== generation) return;
@@ -115,16 +126,17 @@ function showHeader(layer: LayerInfo, file: number): void {
   fieldsShown = layer.header.map((field) => {
     const go = button(field.name, () => lead(field), "link mono");
     const name = element("th", {}, go, element("span", { class: "doc", text: field.doc }));
-    const row = element("tr", {}, name, element("td", { class: "mono", text: field.text }), element("td", { class: "mono bytes-at", text: bytesOf(field) }));
+    const place = element("span", { class: "doc", text: bytesOf(field) });
+    const row = element("tr", {}, name, element("td", { class: "mono" }, field.text, place));
     name.scope = "row";
     return { field, row };
   });
-  const none = element("tr", {}, Object.assign(element("td", { text: "A raw image has no header: every byte is the disk's own." }), { colSpan: 3 }));
+  const none = element("tr", {}, Object.assign(element("td", { text: "A raw image has no header: every byte is the disk's own." }), { colSpan: 2 }));
   $("fields").replaceChildren(...(fieldsShown.length > 0 ? fieldsShown.map(({ row }) => row) : [none]));
 }
 
 function bytesOf({ offset, length }: HeaderField): string {
-  return length === 1 ? hex(offset, 2) : `${hex(offset, 2)}–${hex(offset + length - 1, 2)}`;
+  return length === 1 ? `byte ${hex(offset, 2)}` : `bytes ${hex(offset, 2)}–${hex(offset + length - 1, 2)}`;
 }
 
 function lead(field: HeaderField): void {
@@ -160,9 +172,11 @@ async function showMap(turn: number, { info, missing }: Opened): Promise<void> {
 }
 
 async function showReport(turn: number): Promise<void> {
-  showCheck(undefined, () => {});
+  showCheck(undefined, 1, () => {});
   const report = await ask({ op: "check" }).catch((error: Error) => error);
-  if (turn === generation) showCheck(report, (offset) => reveal(() => hexView.show(0, offset, { offset, length: 8 })));
+  const cluster = current?.opened.info.clusterSize ?? 1;
+  const go = (offset: number, length: number): void => reveal(() => hexView.show(0, offset, { offset, length }));
+  if (turn === generation) showCheck(report, cluster, go);
 }
 
 /** Shows bytes and brings them into sight. */

@@ -3,9 +3,10 @@
 import type { CheckReport, ImageInfo, MapPage } from "diskette";
 
 export type Ask =
-  | { op: "open"; files: File[] }
+  /** `format`: taken as that, whatever it looks like. */
+  | { op: "open"; files: File[]; format?: string }
   /** `follow`: files that the image names may be fetched, from the same server only. */
-  | { op: "open-url"; url: string; follow: boolean }
+  | { op: "open-url"; url: string; follow: boolean; format?: string }
   | { op: "map" }
   | { op: "check" }
   | { op: "read"; space: Space; offset: number; length: number };
@@ -30,6 +31,8 @@ export interface Opened {
 export interface Failure {
   message: string;
   kind: string;
+  /** Byte offset in the file. */
+  offset: number | null;
 }
 
 export type Reply<A extends Ask> = A extends { op: "open" | "open-url" }

@@ -6,9 +6,11 @@ import type { Answer, Ask, Envelope, Failure, Reply } from "./protocol";
 
 export class InspectorError extends Error {
   readonly kind: string;
-  constructor({ message, kind }: Failure) {
+  readonly offset: number | null;
+  constructor({ message, kind, offset }: Failure) {
     super(message);
     this.kind = kind;
+    this.offset = offset;
   }
 }
 

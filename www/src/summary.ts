@@ -107,12 +107,15 @@ export function showLists(layer: LayerInfo): void {
   );
 }
 
-/** The outcome of the check; an offset in a finding leads to its bytes. */
-export function showCheck(report: CheckReport | Error | undefined, go: (offset: number) => void): void {
+type Go = (offset: number, length: number) => void;
+
+/** The outcome of the check; places in a finding lead to their bytes. */
+export function showCheck(report: CheckReport | Error | undefined, clusterSize: number, go: Go): void {
   const summary = $("check-summary");
+  const advice = $("check-advice");
   const findings = $("findings");
   findings.replaceChildren();
-  summary.className = "";
+  [summary.className, advice.textContent] = ["", ""];
   if (report === undefined) {
     summary.textContent = "Checking the metadata…";
     return;
@@ -123,18 +126,30 @@ export function showCheck(report: CheckReport | Error | undefined, go: (offset: 
     return;
   }
   const { corruptions, leaks, checkErrors, totalClusters, allocatedClusters, fragmentedClusters, compressedClusters } = report;
-  const clean = corruptions + leaks + checkErrors === 0;
   const count = (number: number, one: string, many: string): string => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-  summary.className = clean ? "good" : "bad";
-  summary.textContent = clean
-    ? `No errors. ${count(allocatedClusters, "cluster is", "clusters are")} allocated of ${totalClusters.toLocaleString("en")}, ${fragmentedClusters} fragmented, ${compressedClusters} compressed.`
-    : `${count(corruptions, "corruption", "corruptions")}, ${count(leaks, "leaked cluster", "leaked clusters")}, ${count(checkErrors, "place", "places")} that could not be checked.`;
-  findings.replaceChildren(...report.findings.slice(0, MAX_FINDINGS).map((finding) => element("li", {}, ...linked(finding.text, go))));
+  const problems = [
+    [corruptions, count(corruptions, "corruption", "corruptions")] as const,
+    [leaks, count(leaks, "leaked cluster", "leaked clusters")] as const,
+    [checkErrors, count(checkErrors, "place that could not be checked", "places that could not be checked")] as const,
+  ].filter(([number]) => number > 0);
+  summary.className = problems.length === 0 ? "good" : corruptions > 0 ? "bad" : "";
+  summary.textContent =
+    problems.length === 0
+      ? `No errors. ${count(allocatedClusters, "cluster is", "clusters are")} allocated of ${totalClusters.toLocaleString("en")}, ${fragmentedClusters} fragmented, ${compressedClusters} compressed.`
+      : `${problems.map(([, text]) => text).join(", ")}.`;
+  if (corruptions > 0) advice.textContent = "Data may be lost or mixed up. Copy the file first; then qemu-img check -r all may repair the copy.";
+  else if (leaks > 0) advice.textContent = "Leaks waste space and do no other harm. qemu-img check -r leaks gives the space back.";
+  findings.replaceChildren(...report.findings.slice(0, MAX_FINDINGS).map((finding) => element("li", {}, ...linked(finding.text, clusterSize, go))));
   const rest = corruptions + leaks + checkErrors - Math.min(MAX_FINDINGS, report.findings.length);
-  if (!clean && rest > 0) findings.append(element("li", { class: "quiet", text: `and ${rest.toLocaleString("en")} more` }));
+  if (rest > 0) findings.append(element("li", { class: "quiet", text: `and ${rest.toLocaleString("en")} more` }));
 }
 
-/** A text in which offsets are buttons. */
-function linked(text: string, go: (offset: number) => void): (Node | string)[] {
-  return text.split(/(\b0x[0-9a-f]+\b)/i).map((part, index) => (index % 2 === 1 ? button(part, () => go(Number(part)), "link mono") : part));
+/** A text in which offsets and clusters are buttons. */
+function linked(text: string, clusterSize: number, go: Go): (Node | string)[] {
+  return text.split(/(\b0x[0-9a-f]+\b|\bcluster \d+\b)/i).map((part, index) => {
+    if (index % 2 === 0) return part;
+    const cluster = /^cluster (\d+)$/i.exec(part);
+    const act = cluster ? () => go(Number(cluster[1]) * clusterSize, clusterSize) : () => go(Number(part), 8);
+    return button(part, act, "link");
+  });
 }

@@ -4,11 +4,13 @@
 import { open as openImage } from "../../pkg/src/web.js";
 import type { Image, MapPage, Reference, open as openType } from "diskette";
 
-import type { Answer, Ask, Envelope, Missing, Opened } from "./protocol";
+import type { Answer, Ask, Envelope, Failure, Missing, Opened } from "./protocol";
 
 const open = openImage as typeof openType;
 const scope = self as unknown as DedicatedWorkerGlobalScope;
 let image: Image | undefined;
+/** Ends an opening when another one begins. */
+let opening = new AbortController();
 
 /** A map is cut here; a picture cannot show more. */
 const MAX_EXTENTS = 2_000_000;
@@ -17,8 +19,8 @@ const COLUMNS = 6;
 const baseName = (name: string): string => name.split(/[/\\]/).at(-1) ?? name;
 
 /** What an image names, without opening it. */
-async function referencesOf(file: File): Promise<Missing[]> {
-  const probe = await open(file);
+async function referencesOf(input: File | string): Promise<Missing[]> {
+  const probe = await open(input);
   const { backingFile, dataFile } = probe.info();
   await probe.close();
   const named: Missing[] = [];
@@ -38,48 +40,66 @@ async function topFirst(files: File[]): Promise<File[]> {
   return top ? [top, ...files.filter((file) => file !== top)] : files;
 }
 
+interface Wish {
+  name: string;
+  /** Taken as that, whatever it looks like. */
+  format: string | undefined;
+  signal: AbortSignal;
+}
+
 type Find = (reference: Reference) => File | string | null;
 
 /** Opens an image with what `find` has of the files that it names; without them its structure can still be shown. */
-async function openWith(input: File | string, name: string, named: Missing[], find: Find): Promise<Opened> {
-  await image?.close();
-  image = undefined;
+async function openWith(input: File | string, named: Missing[], find: Find, { name, format, signal }: Wish): Promise<Opened> {
   const missing: Missing[] = [];
   const onOpen = (reference: Reference): File | string | null => {
     const found = find(reference);
     if (!found) missing.push({ name: reference.name, role: reference.role });
     return found;
   };
+  let made: Image | undefined;
   if (named.length > 0) {
     try {
-      image = await open(input, { onOpen });
+      made = await open(input, { onOpen, signal });
     } catch (error) {
       if (missing.length === 0) throw error;
     }
   }
-  image ??= await open(input);
-  return { name, info: image.info(), files: image.files, missing };
+  made ??= await open(input, format === undefined ? { signal } : { format, signal });
+  if (signal.aborted) {
+    await made.close();
+    signal.throwIfAborted();
+  }
+  image = made;
+  return { name, info: made.info(), files: made.files, missing };
 }
 
-async function openFiles(given: File[]): Promise<Opened> {
+/** Leaves the image that is open, and any that is being opened. */
+async function leave(): Promise<AbortSignal> {
+  opening.abort();
+  opening = new AbortController();
+  const { signal } = opening;
+  const before = image;
+  image = undefined;
+  await before?.close();
+  return signal;
+}
+
+async function openFiles(given: File[], format: string | undefined, signal: AbortSignal): Promise<Opened> {
   const [first, ...others] = await topFirst(given);
   if (!first) throw new Error("no file was given");
   const find: Find = ({ name }) => others.find((file) => file.name === baseName(name)) ?? null;
-  return openWith(first, first.name, await referencesOf(first), find);
+  return openWith(first, format ? [] : await referencesOf(first), find, { name: first.name, format, signal });
 }
 
 /** An address; files beside it are fetched only if the user said so, and only from the same server. */
-async function openUrl(url: string, follow: boolean): Promise<Opened> {
+async function openUrl(url: string, follow: boolean, format: string | undefined, signal: AbortSignal): Promise<Opened> {
   const find: Find = ({ name, from }) => {
     if (!follow || !URL.canParse(name, from)) return null;
     const target = new URL(name, from);
     return target.origin === new URL(url).origin ? target.href : null;
   };
-  const probe = await open(url);
-  const { backingFile, dataFile } = probe.info();
-  await probe.close();
-  const named = [backingFile && { name: backingFile.name, role: "backing" }, dataFile && { name: dataFile.name, role: "data-file" }];
-  return openWith(url, url, named.filter((reference) => reference !== null), find);
+  return openWith(url, format ? [] : await referencesOf(url), find, { name: url, format, signal });
 }
 
 function current(): Image {
@@ -100,9 +120,9 @@ async function map(part: (page: MapPage) => void): Promise<{ complete: boolean }
 async function answer(ask: Ask, part: (page: MapPage) => void): Promise<unknown> {
   switch (ask.op) {
     case "open":
-      return openFiles(ask.files);
+      return openFiles(ask.files, ask.format, await leave());
     case "open-url":
-      return openUrl(ask.url, ask.follow);
+      return openUrl(ask.url, ask.follow, ask.format, await leave());
     case "map":
       return map(part);
     case "check":
@@ -120,8 +140,8 @@ scope.onmessage = async ({ data }: MessageEvent<Envelope>) => {
   try {
     reply = { id, value: await answer(data.ask, (page) => scope.postMessage({ id, part: page } satisfies Answer, [page.columns.buffer])) };
   } catch (error) {
-    const { message = String(error), kind = "unknown" } = error as { message?: string; kind?: string };
-    reply = { id, failure: { message, kind } };
+    const { message = String(error), kind = "unknown", offset = null } = error as Partial<Failure>;
+    reply = { id, failure: { message, kind, offset } };
   }
   scope.postMessage(reply);
 };

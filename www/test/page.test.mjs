@@ -10,9 +10,9 @@ import { fileURLToPath } from "node:url";
 
 import { chromium } from "playwright-core";
 
+import { ARGS, TYPES } from "./browser.mjs";
+
 const DIST = fileURLToPath(new URL("../dist/", import.meta.url));
-const TYPES = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".wasm": "application/wasm" };
-const ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 
 let folder;
 let server;
@@ -267,6 +267,26 @@ test("an address is read by ranges, and what it names is fetched only on request
   await page.close();
 });
 
+test("of two images opened at once the second is shown", async () => {
+  const page = await fresh();
+  await page.evaluate(async () => {
+    const drop = (name, bytes) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([bytes], name));
+      document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    };
+    const sample = new Uint8Array(await (await fetch("./sample.qcow2")).arrayBuffer());
+    drop("first.qcow2", sample);
+    drop("second.raw", new TextEncoder().encode("the second of two ".repeat(100)));
+  });
+  await opened(page);
+  await checked(page);
+  assert.equal(await page.textContent("#title"), "second.raw");
+  assert.match(await page.textContent("hex-view .rows"), /the second of tw/);
+  assert.match(await page.textContent("#facts"), /raw/);
+  await page.close();
+});
+
 test("damage is found and leads to its bytes", async () => {
   const page = await fresh();
   const bytes = readFileSync(join(DIST, "sample.qcow2"));
@@ -275,8 +295,11 @@ test("damage is found and leads to its bytes", async () => {
   await page.setInputFiles("#files", { name: "damaged.qcow2", mimeType: "application/octet-stream", buffer: bytes });
   await opened(page);
   await checked(page);
-  assert.match(await page.textContent("#check-summary"), /leak|corruption/);
+  assert.match(await page.textContent("#check-summary"), /^1 leaked cluster\.$/);
   await shoot(page, "damaged.png");
+  await page.locator("#findings button").first().click();
+  await until(page, () => document.querySelector("hex-view input").value === "0xa000");
+  await assertAccessible(page);
   await page.close();
 });
 
@@ -289,6 +312,10 @@ test("what is no image says so and what to do", async () => {
   assert.match(await page.textContent("#status"), /cluster_bits is 0.*expected.*Compare its size/s);
   await shoot(page, "failed.png");
   await assertAccessible(page);
+  await page.getByRole("button", { name: "Show its bytes" }).click();
+  await opened(page);
+  await until(page, () => document.querySelector("hex-view input").value === "0x14");
+  assert.match(await page.textContent("#check-summary"), /no metadata to check/);
   await page.fill("#url", `${base}images/nothing.qcow2`);
   await page.press("#url", "Enter");
   await until(page, () => /answered 404/.test(document.querySelector("#status").textContent));
