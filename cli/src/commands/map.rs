@@ -22,7 +22,7 @@ pub(crate) fn run(args: &MapArgs) -> Outcome {
     let range = Range::new(start, max.min(length - start));
     let mut printer = Printer { json: args.output == Output::Json, first: true, failure: None };
     printer.begin();
-    let walked = block_on(Chain::of(opened.node()).walk(range, Want::Precise, |status| printer.print(&status)));
+    let walked = block_on(Chain::of(opened.node()).walk(range, Want::Recorded, |status| printer.print(&status)));
     if let Some(failure) = printer.failure {
         return Err(failure);
     }

@@ -91,14 +91,26 @@ impl Window {
     }
 }
 
+/// A disk has whole sectors. Where the file ends within one, the rest of it reads as zeroes.
+const SECTOR_BYTES: u64 = 512;
+
 struct Raw {
     file: Arc<dyn Node>,
     window: Window,
 }
 
 impl Raw {
+    /// Bytes of the window that are in the file.
+    fn stored(&self) -> u64 {
+        let stored = self.file.info().length.saturating_sub(self.window.offset);
+        self.window.size.map_or(stored, |size| size.min(stored))
+    }
+
     fn length(&self) -> u64 {
-        self.window.size.unwrap_or_else(|| self.file.info().length.saturating_sub(self.window.offset))
+        self.window.size.unwrap_or_else(|| {
+            let stored = self.stored();
+            stored.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(stored)
+        })
     }
 
     fn shift(&self, range: Range) -> Range {
@@ -124,7 +136,14 @@ impl Format for Raw {
     }
 
     fn map<'a>(&'a self, range: Range, _want: Want) -> Op<'a, Extent> {
-        Op::ok(Extent { len: range.len, state: State::Data, host: Some(self.host(range)) })
+        let stored = self.stored();
+        let (len, state) = match stored.checked_sub(range.start) {
+            Some(left @ 1..) => (left.min(range.len), State::Data),
+            // A file that has shrunk since it was opened is an error, and the file reports it.
+            _ if self.window.size.is_some() => (range.len, State::Data),
+            _ => (range.len, State::Zero),
+        };
+        Op::ok(Extent { len, state, host: Some(self.host(range)) })
     }
 
     fn in_place<'a>(&'a self, range: Range) -> Op<'a, InPlace> {
