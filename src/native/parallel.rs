@@ -35,6 +35,8 @@ pub struct CopyOptions {
     pub own_layers: u32,
     /// Where in the target the first byte of the source goes.
     pub target_start: u64,
+    /// Whether data is handed to [`Node::copy_from`] where that works, instead of being read and looked through.
+    pub offload: bool,
 }
 
 impl Default for CopyOptions {
@@ -46,6 +48,7 @@ impl Default for CopyOptions {
             skip_unallocated: false,
             own_layers: u32::MAX,
             target_start: 0,
+            offload: false,
         }
     }
 }
@@ -164,6 +167,13 @@ impl Copy<'_> {
     }
 
     fn data(&self, piece: Range, buffer: &mut Vec<u8>) -> Result<()> {
+        if self.options.offload {
+            let target_at = self.options.target_start + piece.start;
+            match block_on(self.target.copy_from(target_at, self.source, piece.start, piece.len)) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                result => return result,
+            }
+        }
         let mut at = piece.start;
         while at < piece.end() {
             let bytes = fetch(self.source, at, (piece.end() - at).min(BUFFER as u64), buffer)?;

@@ -42,7 +42,8 @@ fn create(context: CreateContext<'_>) -> BoxFuture<'_, Result<()>> {
             None | Some("off") => Preallocation::Off,
             Some("falloc") => Preallocation::Falloc,
             Some("full") => Preallocation::Full,
-            Some(other) => return Err(Error::invalid(alloc::format!("Invalid parameter '{other}'"))),
+            Some("metadata") => return Err(Error::invalid("Unsupported preallocation mode: metadata")),
+            Some(other) => return Err(Error::invalid(alloc::format!("invalid parameter value: {other}"))),
         };
         context.file.resize(context.size, preallocation).await?;
         context.file.flush().await
