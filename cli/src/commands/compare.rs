@@ -40,8 +40,8 @@ pub(crate) fn run(args: &CompareArgs) -> Outcome {
         progress.update(done);
         ControlFlow::Continue(())
     };
-    let mut found = compare(&first.node(), &second.node(), workers, args.strict, &show)
-        .map_err(|error| failure(&error, &sides))?;
+    let mut found =
+        compare(&first.node(), &second.node(), workers, args.strict, &show).map_err(|error| failure(&error, &sides))?;
     if found.is_none() && one != other {
         say("Warning: Image size mismatch!");
         let longer = usize::from(other > one);

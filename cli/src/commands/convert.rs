@@ -52,8 +52,9 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome {
         }
     } else {
         if let Some(backing) = options.get("backing_file") {
-            check_backing(target_name, backing, options.get("backing_fmt"))
-                .map_err(|failure| failure.within(&format!("Could not open '{target_name}': Could not open backing file")))?;
+            check_backing(target_name, backing, options.get("backing_fmt")).map_err(|failure| {
+                failure.within(&format!("Could not open '{target_name}': Could not open backing file"))
+            })?;
         }
         make(target_name, driver, size, &options, settings.target_cache)
             .map_err(|failure| failure.within(&format!("{target_name}: error while converting {}", driver.name)))?;
@@ -90,9 +91,7 @@ impl Settings {
             return Err(Failure::new("--target-is-zero requires use of -n flag"));
         }
         if args.target_is_zero && args.backing.is_some() {
-            return Err(Failure::new(
-                "Cannot use --target-is-zero when the destination image has a backing file",
-            ));
+            return Err(Failure::new("Cannot use --target-is-zero when the destination image has a backing file"));
         }
         if args.compress {
             return Err(Failure::new(if driver.name == "raw" {
@@ -148,7 +147,9 @@ fn target_options(args: &ConvertArgs, driver: &Driver, sources: usize) -> Result
     add_backing(driver, &mut options, args.backing.as_ref(), args.backing_format.as_ref())?;
     if options.contains_key("backing_file") {
         if sources > 1 {
-            return Err(Failure::new("Having a backing file for the target makes no sense when concatenating multiple input images"));
+            return Err(Failure::new(
+                "Having a backing file for the target makes no sense when concatenating multiple input images",
+            ));
         }
         if !options.contains_key("backing_fmt") {
             return Err(Failure::new("Use of backing file requires explicit backing format"));

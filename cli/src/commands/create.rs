@@ -20,9 +20,10 @@ pub(crate) fn run(args: &CreateArgs) -> Outcome {
         print_options(driver_for(&args.format)?, args.file.is_some());
         return Ok(0);
     }
-    let file = args.file.as_deref().ok_or_else(|| {
-        Failure::new("Expecting image file name\nTry 'diskette create --help' for more info")
-    })?;
+    let file = args
+        .file
+        .as_deref()
+        .ok_or_else(|| Failure::new("Expecting image file name\nTry 'diskette create --help' for more info"))?;
     let size = args.size.as_deref().map(|text| number::parse(text, "image size", 0..=MAX_OFFSET)).transpose()?;
     let in_file = |failure: Failure| failure.within(file);
     let driver = driver_for(&args.format).map_err(in_file)?;
@@ -57,6 +58,9 @@ fn plan(
     };
     let format = options.get("backing_fmt");
     let without_format = "Backing file specified without backing format";
+    if resolve(backing, file).is_ok_and(|path| path == file) {
+        return Err(Failure::new("Error: Trying to create an image with the same filename as the backing file"));
+    }
     let size = if args.backing_unsafe {
         if format.is_none() {
             return Err(Failure::new(without_format));
@@ -76,9 +80,8 @@ fn plan(
 
 /// The driver of that name, if it can make images.
 pub(crate) fn driver_for(format: &str) -> Result<&'static Driver, Failure> {
-    let driver = Drivers::all()
-        .by_name(format)
-        .ok_or_else(|| Failure::new(format!("Unknown file format '{format}'")))?;
+    let driver =
+        Drivers::all().by_name(format).ok_or_else(|| Failure::new(format!("Unknown file format '{format}'")))?;
     match driver.create {
         Some(_) => Ok(driver),
         None => Err(Failure::new(format!("Format driver '{format}' does not support image creation"))),
@@ -94,7 +97,8 @@ pub(crate) fn print_options(driver: &Driver, with_file: bool) {
     let size = CreateOption { name: "size", kind: "size", help: "Virtual disk size" };
     let mut options: Vec<_> = driver.create_options.iter().chain([&size]).collect();
     options.sort_by_key(|option| option.name);
-    let mut text = if with_file { "Supported options:\n".into() } else { format!("Supported {} options:\n", driver.name) };
+    let mut text =
+        if with_file { "Supported options:\n".into() } else { format!("Supported {} options:\n", driver.name) };
     for option in options {
         // Space is set aside by the file.
         if with_file || driver.name != "raw" || option.name != "preallocation" {
@@ -165,9 +169,6 @@ pub(crate) fn add_backing(
 /// Opens what is to be the backing image of `file`, to see that it is there.
 pub(crate) fn check_backing(file: &str, backing: &str, format: Option<&String>) -> Result<Opened, Failure> {
     let path = resolve(backing, file).map_err(|error| Failure::new(explain(&error, backing)))?;
-    if path == file {
-        return Err(Failure::new("Error: Trying to create an image with the same filename as the backing file"));
-    }
     open_plainly(&path, &Wish { format: format.cloned(), structure_only: true, ..Wish::default() })
 }
 

@@ -74,7 +74,7 @@ impl Window {
         let size = number("size")?;
         if offset > length {
             return Err(Error::invalid(alloc::format!(
-                "The offset ({offset}) cannot be greater than the size of the containing file ({length})."
+                "Offset ({offset}) cannot be greater than size of the containing file ({length})"
             )));
         }
         if let Some(size) = size {
