@@ -79,6 +79,9 @@ impl NodeInfo {
 pub enum Want {
     /// Whatever is cheap: data need not be told from holes of the host file.
     Allocation,
+    /// What the image records, as QEMU tells it: holes of the host file are reported as zero only if nothing but the
+    /// host file could know, as for raw images and for images whose clusters were all set aside in advance.
+    Recorded,
     /// The exact answer, with holes of the host file reported as zero.
     Precise,
 }

@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Disk images opened, inspected, changed and converted.
 #[derive(Debug, Parser)]
-#[command(name = "diskette", version, about)]
+#[command(name = "diskette", version, about, infer_long_args = true, args_override_self = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -31,8 +31,11 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print the manual page of the program or of one of its commands
+    Man {
+        /// The command
+        command: Option<String>,
+    },
 }
 
 /// How results are printed.
@@ -67,7 +70,7 @@ pub(crate) struct InfoArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) output: Output,
     /// Show every image of the backing chain
-    #[arg(long)]
+    #[arg(short = 'b', long)]
     pub(crate) backing_chain: bool,
     /// The image
     #[arg(value_name = "FILENAME")]
@@ -106,7 +109,7 @@ pub(crate) struct CheckArgs {
     #[arg(short = 'r', long, value_name = "leaks|all")]
     pub(crate) repair: Option<String>,
     /// Cache mode of the image
-    #[arg(short = 'T', long = "source-cache", value_name = "CACHE")]
+    #[arg(short = 'T', long, value_name = "CACHE")]
     pub(crate) cache: Option<String>,
     /// The image
     #[arg(value_name = "FILENAME")]
@@ -143,8 +146,15 @@ pub(crate) struct CreateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    #[command(flatten)]
-    pub(crate) image: ImageArgs,
+    /// Format of the source; guessed from its contents without
+    #[arg(short = 'f', long = "source-format", value_name = "SRC_FMT")]
+    pub(crate) format: Option<String>,
+    /// Each source is a list of options such as driver=qcow2,file.filename=disk.img
+    #[arg(long = "source-image-opts", alias = "image-opts")]
+    pub(crate) image_opts: bool,
+    /// Open the source even if another process has it open for writing
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
     /// Format of the target
     #[arg(short = 'O', long = "target-format", value_name = "OUTPUT_FMT", default_value = "raw")]
     pub(crate) target_format: String,
@@ -152,7 +162,7 @@ pub(crate) struct ConvertArgs {
     #[arg(short = 'o', long = "target-options", value_name = "OPTIONS")]
     pub(crate) options: Vec<String>,
     /// Backing image of the target
-    #[arg(short = 'b', long = "backing", short_alias = 'B', value_name = "BACKING_FILENAME")]
+    #[arg(short = 'B', long = "backing", short_alias = 'b', value_name = "BACKING_FILENAME")]
     pub(crate) backing: Option<String>,
     /// Format of the target's backing image
     #[arg(short = 'F', long = "backing-format", value_name = "BACKING_FMT")]
@@ -161,19 +171,19 @@ pub(crate) struct ConvertArgs {
     #[arg(short = 'c', long)]
     pub(crate) compress: bool,
     /// Runs of zeroes at least this long are not stored; 0 stores everything
-    #[arg(short = 'S', long = "sparse-size", value_name = "SIZE", default_value = "4k")]
-    pub(crate) sparse_size: String,
+    #[arg(short = 'S', long = "sparse-size", value_name = "SIZE")]
+    pub(crate) sparse_size: Option<String>,
     /// The target exists already
     #[arg(short = 'n', long = "no-create")]
     pub(crate) no_create: bool,
     /// The existing target reads as zeroes
-    #[arg(long, requires = "no_create")]
+    #[arg(long)]
     pub(crate) target_is_zero: bool,
     /// Number of parallel workers
-    #[arg(short = 'm', long = "parallel", value_name = "COROUTINES")]
-    pub(crate) workers: Option<usize>,
+    #[arg(short = 'm', long = "parallel", value_name = "NUMBER")]
+    pub(crate) workers: Option<String>,
     /// Allow writes out of order (always so with more than one worker)
-    #[arg(short = 'W', long = "out-of-order")]
+    #[arg(short = 'W', long = "oob-writes")]
     pub(crate) out_of_order: bool,
     /// Cache mode of the target
     #[arg(short = 't', long = "target-cache", value_name = "CACHE", default_value = "unsafe")]
@@ -181,14 +191,17 @@ pub(crate) struct ConvertArgs {
     /// Cache mode of the source
     #[arg(short = 'T', long = "source-cache", value_name = "CACHE", default_value = "writeback")]
     pub(crate) source_cache: String,
+    /// Let the file system copy where it can, rather than look for zeroes
+    #[arg(short = 'C', long)]
+    pub(crate) copy_range_offloading: bool,
     /// Show progress
     #[arg(short = 'p', long)]
     pub(crate) progress: bool,
     /// Print nothing
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
-    /// The source, and last the target
-    #[arg(value_name = "FILENAME", required = true)]
+    /// The source or sources, which are joined, and last the target
+    #[arg(value_name = "FILENAME")]
     pub(crate) files: Vec<String>,
 }
 

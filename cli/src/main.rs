@@ -4,8 +4,11 @@
 mod args;
 mod commands;
 mod human;
+mod number;
 mod open;
+mod output;
 mod progress;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -32,20 +35,32 @@ impl Failure {
         self.code = code;
         self
     }
+
+    /// The same failure, saying first what it was about.
+    fn within(mut self, what: &str) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
 }
 
 impl From<diskette::Error> for Failure {
     fn from(error: diskette::Error) -> Self {
-        Failure::new(error.to_string())
+        Failure::new(open::explain(&error, ""))
     }
 }
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+        Err(error) if error.use_stderr() => {
+            let command = std::env::args().skip(1).find(|word| !word.starts_with('-'));
+            let command = command.filter(|name| Cli::command().find_subcommand(name).is_some());
+            eprintln!("{}", usage::message(&error, command.as_deref()));
+            return ExitCode::FAILURE;
+        }
+        Err(help) => {
+            output::print(&help.to_string());
+            return ExitCode::SUCCESS;
         }
     };
     let outcome = match cli.command {
@@ -56,14 +71,8 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "diskette", &mut std::io::stdout());
-            Ok(0)
-        }
-        Command::Man => clap_mangen::Man::new(Cli::command())
-            .render(&mut std::io::stdout())
-            .map(|()| 0)
-            .map_err(|error| Failure::new(error.to_string())),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { command } => man(command.as_deref()),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -72,4 +81,27 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "diskette", &mut script);
+    output::print(&String::from_utf8_lossy(&script));
+    Ok(0)
+}
+
+fn man(command: Option<&str>) -> Outcome {
+    let mut program = Cli::command();
+    program.build();
+    let (page, title) = match command {
+        None => (program, "diskette".to_string()),
+        Some(name) => match program.find_subcommand(name) {
+            Some(found) => (found.clone(), format!("diskette-{name}")),
+            None => return Err(Failure::new(format!("Command not found: {name}"))),
+        },
+    };
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).title(title).render(&mut text).map_err(|error| Failure::new(error.to_string()))?;
+    output::print(&String::from_utf8_lossy(&text));
+    Ok(0)
 }

@@ -1,9 +1,11 @@
 //! Progress: a bar on a terminal, QEMU's form elsewhere.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::output::{line, print};
 
 /// Shows how much of `total` is done.
 pub(crate) struct Progress {
@@ -31,7 +33,7 @@ impl Progress {
                 Shown::Bar(bar)
             }
             (true, false) => {
-                print!("    (0.00/100%)\r");
+                print("    (0.00/100%)\r");
                 Shown::Plain(Mutex::new(0))
             }
         };
@@ -48,18 +50,37 @@ impl Progress {
                 let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 if part >= *last + 100 {
                     *last = part;
-                    print!("    ({}.{:02}/100%)\r", part / 100, part % 100);
-                    let _ = std::io::stdout().flush();
+                    print(&format!("    ({}.{:02}/100%)\r", part / 100, part % 100));
                 }
             }
         }
     }
 
-    pub(crate) fn finish(&self) {
+    /// Prints a line meanwhile.
+    pub(crate) fn line(&self, text: &str) {
+        match &self.shown {
+            Shown::Bar(bar) => bar.suspend(|| line(text)),
+            _ => line(text),
+        }
+    }
+
+    /// Everything is done.
+    pub(crate) fn complete(&self) {
+        match &self.shown {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => bar.set_position(self.total),
+            Shown::Plain(_) => print("    (100.00/100%)\r"),
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// Leaves the line, after whatever else was said on it.
+    fn drop(&mut self) {
         match &self.shown {
             Shown::Nothing => {}
             Shown::Bar(bar) => bar.finish_and_clear(),
-            Shown::Plain(_) => println!("    (100.00/100%)\r"),
+            Shown::Plain(_) => print("\n"),
         }
     }
 }

@@ -196,6 +196,13 @@ impl Node for Image {
         })
     }
 
+    fn copy_from<'a>(&'a self, at: u64, source: &'a dyn Node, source_at: u64, len: u64) -> Op<'a, ()> {
+        match source.as_any().and_then(|any| any.downcast_ref::<Image>()) {
+            Some(source) => Op::future(self.copy_tracked(at, source, source_at, len)),
+            None => Op::err(Error::unsupported("no copy offload from what is not an image")),
+        }
+    }
+
     fn child(&self, role: Role) -> Option<Arc<dyn Node>> {
         match role {
             Role::Backing => self.backing.clone(),

@@ -49,6 +49,30 @@ impl Status {
 /// A chain of nodes, top first, for repeated questions.
 pub struct Chain {
     layers: Vec<Arc<dyn Node>>,
+    holes: Vec<Holes>,
+}
+
+/// What [`Want::Recorded`] makes of holes in the file of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holes {
+    /// They are not looked for.
+    Ignored,
+    /// They are what the layer says.
+    Decide,
+    /// They read as zeroes, and are space that is set aside.
+    Reserved,
+}
+
+impl Holes {
+    fn of(layer: &Arc<dyn Node>) -> Self {
+        let Some(cluster) = layer.info().cluster_size.map(u64::from) else { return Holes::Decide };
+        let Some(file) = layer.child(Role::File) else { return Holes::Ignored };
+        // As QEMU guesses it: notably more clusters than the file takes space for.
+        match file.allocated().map(|bytes| bytes / cluster) {
+            Some(stored) if file.info().length / cluster >= (stored * 10 / 9).max(stored + 2) => Holes::Reserved,
+            _ => Holes::Ignored,
+        }
+    }
 }
 
 impl Chain {
@@ -58,7 +82,8 @@ impl Chain {
         while let Some(next) = layers.last().and_then(|node| node.child(Role::Backing)) {
             layers.push(next);
         }
-        Chain { layers }
+        let holes = layers.iter().map(Holes::of).collect();
+        Chain { layers, holes }
     }
 
     /// The layers, top first.
@@ -92,8 +117,11 @@ impl Chain {
                 State::Data => {
                     (status.present, status.data, status.zero) = (true, true, false);
                     self.locate(&mut status, layer, extent.host);
-                    if let (Want::Precise, Some(host)) = (want, extent.host) {
+                    let holes = self.holes.get(depth as usize).copied().unwrap_or(Holes::Ignored);
+                    let refined = want == Want::Precise || (want == Want::Recorded && holes != Holes::Ignored);
+                    if let (true, Some(host)) = (refined, extent.host) {
                         refine(layer, host, &mut status).await?;
+                        status.data |= want == Want::Recorded && holes == Holes::Reserved;
                     }
                 }
                 State::Compressed { .. } => {

@@ -11,7 +11,7 @@ use crate::engine::image::{DetectZeroes, Image};
 use crate::engine::requests::{RequestKind, Tracked};
 use crate::engine::zero::is_zero;
 use crate::error::{Error, ErrorKind, Result};
-use crate::node::{Node, Range, State, Want, WriteFlags};
+use crate::node::{Node, Range, State, Want, WriteFlags, check_bounds};
 use crate::op::Op;
 
 /// Zeroes are written, where the format has no better way, in pieces of this many bytes.
@@ -158,6 +158,26 @@ impl Image {
         let (part, rest) = into.split_at_mut(available);
         rest.fill(0);
         if part.is_empty() { Ok(()) } else { self.read_mapped(at, part).await }
+    }
+
+    /// Copies from another image without reading the data, where it lies in one piece on both sides.
+    pub(crate) async fn copy_tracked(&self, at: u64, source: &Image, source_at: u64, len: u64) -> Result<()> {
+        let (to, from) = (Range::new(at, len), Range::new(source_at, len));
+        self.check_write(to)?;
+        check_bounds(source_at, len, source.format.info().length).map_err(|error| source.explain(error))?;
+        let request = self.requests.begin(RequestKind::Write, to);
+        let reading = source.requests.begin(RequestKind::Read, from);
+        request.wait().await;
+        reading.wait().await;
+        let place = self.format.in_place(to).await?;
+        let extent = source.format.map(from, Want::Allocation).await?;
+        match (place.host, extent.host, extent.state) {
+            (Some(host), Some(data), State::Data) if place.len >= len && extent.len >= len => {
+                let (target, data_file) = (self.storage(host.role)?, source.storage(data.role)?);
+                target.copy_from(host.at, data_file, data.at, len).await
+            }
+            _ => Err(Error::unsupported("the data does not lie in one piece")),
+        }
     }
 
     /// A zero write on behalf of a host.

@@ -134,6 +134,9 @@ impl File {
         }
         open.custom_flags(flags);
         if let Ok(metadata) = fs::metadata(path) {
+            if options.create && metadata.is_dir() {
+                return Err(failed(io::Error::from_raw_os_error(libc::EISDIR)));
+            }
             check_type(&metadata, path)?;
         }
         if options.create {

@@ -4,8 +4,8 @@
 //! moves the rest. The first error ends all of them.
 
 use alloc::sync::Arc;
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::vec;
 use std::vec::Vec;
 
 use crate::engine::is_zero;
@@ -33,6 +33,10 @@ pub struct CopyOptions {
     pub skip_unallocated: bool,
     /// Layers of the source that are its own when `skip_unallocated`; the rest is the target's backing chain, too.
     pub own_layers: u32,
+    /// Where in the target the first byte of the source goes.
+    pub target_start: u64,
+    /// Whether data is handed to [`Node::copy_from`] where that works, instead of being read and looked through.
+    pub offload: bool,
 }
 
 impl Default for CopyOptions {
@@ -43,22 +47,27 @@ impl Default for CopyOptions {
             target_is_zero: true,
             skip_unallocated: false,
             own_layers: u32::MAX,
+            target_start: 0,
+            offload: false,
         }
     }
 }
 
+/// Is told how many bytes are done, and says whether to go on.
+pub type Progress<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
+
 /// Shared state of a run: the next segment, bytes done, the first error.
-struct Run<'a> {
+struct Run<'a, E> {
     next: AtomicU64,
     done: AtomicU64,
     stop: AtomicBool,
-    error: Mutex<Option<Error>>,
+    error: Mutex<Option<E>>,
     length: u64,
-    progress: &'a (dyn Fn(u64) + Sync),
+    progress: &'a Progress<'a>,
 }
 
-impl<'a> Run<'a> {
-    fn new(length: u64, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
+impl<'a, E: From<Error> + Send> Run<'a, E> {
+    fn new(length: u64, progress: &'a Progress<'a>) -> Self {
         Run {
             next: AtomicU64::new(0),
             done: AtomicU64::new(0),
@@ -69,22 +78,35 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Runs `work` over all segments on `workers` threads.
-    fn over_segments(self, workers: usize, work: impl Fn(Range) -> Result<()> + Sync) -> Result<()> {
+    fn end(&self, error: E) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.error.lock().get_or_insert(error);
+    }
+
+    /// Runs `work` over all segments on `workers` threads, each with buffers of its own. A segment that was begun is
+    /// always ended: of what `work` finds, nothing is missed in front of where the run stops.
+    fn over_segments<B: Default>(
+        self,
+        workers: usize,
+        work: impl Fn(Range, &mut B) -> Result<ControlFlow<()>, E> + Sync,
+    ) -> Result<(), E> {
         let turn = || {
-            loop {
+            let mut buffers = B::default();
+            while !self.stop.load(Ordering::Relaxed) {
                 let start = self.next.fetch_add(SEGMENT, Ordering::Relaxed);
-                if start >= self.length || self.stop.load(Ordering::Relaxed) {
+                if start >= self.length {
                     return;
                 }
                 let range = Range::new(start, SEGMENT.min(self.length - start));
-                if let Err(error) = work(range) {
-                    self.stop.store(true, Ordering::Relaxed);
-                    self.error.lock().get_or_insert(error);
-                    return;
+                match work(range, &mut buffers) {
+                    Ok(ControlFlow::Continue(())) => {}
+                    Ok(ControlFlow::Break(())) => self.stop.store(true, Ordering::Relaxed),
+                    Err(error) => return self.end(error),
                 }
                 let done = self.done.fetch_add(range.len, Ordering::Relaxed) + range.len;
-                (self.progress)(done);
+                if (self.progress)(done).is_break() {
+                    return self.end(Error::new(ErrorKind::Cancelled, "cancelled").into());
+                }
             }
         };
         std::thread::scope(|scope| {
@@ -98,111 +120,116 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Copies a disk. `progress` is told how many bytes of the disk are done.
+/// Copies a disk. `progress` is told how many bytes of it are done.
 ///
 /// # Errors
-/// The first failure of either side.
+/// The first failure of either side, or [`ErrorKind::Cancelled`].
 pub fn copy(
     source: &Arc<dyn Node>,
     target: &Arc<dyn Node>,
     options: CopyOptions,
-    progress: &(dyn Fn(u64) + Sync),
+    progress: &Progress<'_>,
 ) -> Result<()> {
-    let length = source.info().length;
     let chain = Chain::of(source.clone());
-    Run::new(length, progress)
-        .over_segments(options.workers, |range| copy_range(&chain, &**source, &**target, options, range))
+    let job = Copy { chain, source: &**source, target: &**target, options };
+    Run::new(source.info().length, progress).over_segments(options.workers, |range, buffer| {
+        job.segment(range, buffer)?;
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
-fn copy_range(chain: &Chain, source: &dyn Node, target: &dyn Node, options: CopyOptions, range: Range) -> Result<()> {
-    let mut buffer = Vec::new();
-    let mut at = range.start;
-    while at < range.end() {
-        let status = block_on(chain.status(Range::new(at, range.end() - at), Want::Precise))?;
-        let piece = Range::new(at, status.len);
-        at += status.len;
-        if options.skip_unallocated && (!status.present || status.depth >= options.own_layers) {
-            continue;
-        }
-        // Without sparse detection everything is stored, zeroes too.
-        if status.zero && options.sparse_bytes > 0 {
-            if !options.target_is_zero || options.skip_unallocated {
-                zero(target, piece)?;
-            }
-            continue;
-        }
-        copy_data(source, target, options, piece, &mut buffer)?;
-    }
-    Ok(())
-}
-
-fn copy_data(
-    source: &dyn Node,
-    target: &dyn Node,
+struct Copy<'a> {
+    chain: Chain,
+    source: &'a dyn Node,
+    target: &'a dyn Node,
     options: CopyOptions,
-    piece: Range,
-    buffer: &mut Vec<u8>,
-) -> Result<()> {
-    if buffer.is_empty() {
-        *buffer = vec![0; BUFFER];
-    }
-    let mut at = piece.start;
-    while at < piece.end() {
-        let len = (piece.end() - at).min(BUFFER as u64) as usize;
-        let bytes = buffer.get_mut(..len).unwrap_or_default();
-        block_on(source.read(at, bytes, ReadFlags::default()))?;
-        write_sparse(target, options, at, bytes)?;
-        at += len as u64;
-    }
-    Ok(())
 }
 
-/// Writes `bytes`, leaving out runs of zeroes of at least `sparse_bytes`, in units of that size.
-fn write_sparse(target: &dyn Node, options: CopyOptions, at: u64, bytes: &[u8]) -> Result<()> {
-    let write = |start: usize, end: usize| -> Result<()> {
-        let part = bytes.get(start..end).unwrap_or_default();
-        if part.is_empty() { Ok(()) } else { block_on(target.write(at + start as u64, part, WriteFlags::default())) }
-    };
-    if options.sparse_bytes == 0 {
-        return write(0, bytes.len());
-    }
-    let unit = usize::try_from(options.sparse_bytes).unwrap_or(bytes.len()).max(512);
-    let (mut data_start, mut zero_start) = (None, None);
-    let mut position = 0;
-    while position < bytes.len() {
-        // Units are counted from the start of the disk, so that they match blocks and clusters.
-        let to_boundary = unit - (at as usize).wrapping_add(position) % unit;
-        let end = (position + to_boundary).min(bytes.len());
-        let is_zero_unit = is_zero(bytes.get(position..end).unwrap_or_default());
-        match (is_zero_unit, data_start, zero_start) {
-            (true, Some(start), _) => {
-                write(start, position)?;
-                (data_start, zero_start) = (None, Some(position));
+impl Copy<'_> {
+    fn segment(&self, range: Range, buffer: &mut Vec<u8>) -> Result<()> {
+        let options = self.options;
+        let mut at = range.start;
+        while at < range.end() {
+            let status = block_on(self.chain.status(Range::new(at, range.end() - at), Want::Precise))?;
+            let piece = Range::new(at, status.len);
+            at += status.len;
+            if options.skip_unallocated && (!status.present || status.depth >= options.own_layers) {
+                continue;
             }
-            (true, None, None) => zero_start = Some(position),
-            (false, None, start) => {
-                if let (Some(start), false) = (start, options.target_is_zero && !options.skip_unallocated) {
-                    zero(target, Range::new(at + start as u64, (position - start) as u64))?;
-                }
-                (data_start, zero_start) = (Some(position), None);
+            // Without sparse detection everything is stored, zeroes too.
+            if status.zero && options.sparse_bytes > 0 {
+                self.zero(piece)?;
+            } else {
+                self.data(piece, buffer)?;
             }
-            _ => {}
         }
-        position = end;
+        Ok(())
     }
-    if let Some(start) = data_start {
-        write(start, bytes.len())?;
-    }
-    match zero_start {
-        Some(start) if !options.target_is_zero || options.skip_unallocated => {
-            zero(target, Range::new(at + start as u64, (bytes.len() - start) as u64))
-        }
-        _ => Ok(()),
-    }
-}
 
-fn zero(target: &dyn Node, range: Range) -> Result<()> {
-    block_on(target.write_zeroes(range, WriteFlags { may_unmap: true, ..WriteFlags::default() }))
+    fn data(&self, piece: Range, buffer: &mut Vec<u8>) -> Result<()> {
+        if self.options.offload {
+            let target_at = self.options.target_start + piece.start;
+            match block_on(self.target.copy_from(target_at, self.source, piece.start, piece.len)) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                result => return result,
+            }
+        }
+        let mut at = piece.start;
+        while at < piece.end() {
+            let bytes = fetch(self.source, at, (piece.end() - at).min(BUFFER as u64), buffer)?;
+            self.write_sparse(at, bytes)?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes`, leaving out runs of zeroes of at least `sparse_bytes`, in units of that size.
+    fn write_sparse(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        if self.options.sparse_bytes == 0 {
+            return self.write(at, bytes);
+        }
+        let unit = self.options.sparse_bytes.max(512);
+        let (mut run_start, mut run_is_zero) = (0, None);
+        let mut position = 0;
+        while position < bytes.len() {
+            // Units are counted from the start of the disk, so that they match blocks and clusters.
+            let to_boundary = unit - (at + position as u64) % unit;
+            let end = usize::try_from(to_boundary).map_or(bytes.len(), |len| (position + len).min(bytes.len()));
+            let zero = is_zero(bytes.get(position..end).unwrap_or_default());
+            if run_is_zero.is_some_and(|run| run != zero) {
+                self.write_run(at, bytes, run_start..position, !zero)?;
+                run_start = position;
+            }
+            run_is_zero = Some(zero);
+            position = end;
+        }
+        self.write_run(at, bytes, run_start..bytes.len(), run_is_zero.unwrap_or(false))
+    }
+
+    fn write_run(&self, at: u64, bytes: &[u8], run: core::ops::Range<usize>, is_zero: bool) -> Result<()> {
+        let start = at + run.start as u64;
+        if is_zero {
+            self.zero(Range::new(start, run.len() as u64))
+        } else {
+            self.write(start, bytes.get(run).unwrap_or_default())
+        }
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        block_on(self.target.write(self.options.target_start + at, bytes, WriteFlags::default()))
+    }
+
+    /// Makes a range read as zeroes, unless it does already.
+    fn zero(&self, range: Range) -> Result<()> {
+        if self.options.target_is_zero && !self.options.skip_unallocated {
+            return Ok(());
+        }
+        let range = Range::new(self.options.target_start + range.start, range.len);
+        block_on(self.target.write_zeroes(range, WriteFlags { may_unmap: true, ..WriteFlags::default() }))
+    }
 }
 
 /// What a comparison found.
@@ -214,75 +241,101 @@ pub enum Difference {
     Allocation(u64),
 }
 
+/// Why a comparison could not be ended.
+#[derive(Debug)]
+pub struct CompareError {
+    /// The side, 0 or 1, and the offset that could not be read. `None` if it could not be told what is stored at all.
+    pub reading: Option<(usize, u64)>,
+    /// What went wrong.
+    pub error: Error,
+}
+
+impl From<Error> for CompareError {
+    fn from(error: Error) -> Self {
+        CompareError { reading: None, error }
+    }
+}
+
 /// Compares the common length of two disks and gives the first difference.
 ///
 /// # Errors
-/// The first failure of either side.
+/// A failure of either side where no difference was found in front of it, or [`ErrorKind::Cancelled`].
 pub fn compare(
     first: &Arc<dyn Node>,
     second: &Arc<dyn Node>,
     workers: usize,
     strict: bool,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<Option<Difference>> {
+    progress: &Progress<'_>,
+) -> Result<Option<Difference>, CompareError> {
+    let sides = [first, second].map(|node| Side { chain: Chain::of(node.clone()), node: &**node });
     let length = first.info().length.min(second.info().length);
-    let chains = (Chain::of(first.clone()), Chain::of(second.clone()));
-    let found: Mutex<Option<Difference>> = Mutex::new(None);
-    let found_at = AtomicU64::new(u64::MAX);
-    let result = Run::new(length, progress).over_segments(workers, |range| {
-        // Segments are taken in order: nothing behind a difference matters.
-        if range.start > found_at.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Cancelled, "a difference was found"));
+    let job = Compare { sides, length, strict };
+    let found: Mutex<Option<(u64, Difference)>> = Mutex::new(None);
+    let result = Run::new(length, progress).over_segments(workers, |range, buffers| {
+        let Some((at, difference)) = job.segment(range, buffers)? else { return Ok(ControlFlow::Continue(())) };
+        let mut found = found.lock();
+        if found.is_none_or(|(before, _)| at < before) {
+            *found = Some((at, difference));
         }
-        if let Some((at, difference)) = compare_range(&chains, (&**first, &**second), strict, range)? {
-            let mut first = found.lock();
-            if found_at.fetch_min(at, Ordering::Relaxed) > at {
-                *first = Some(difference);
-            }
-        }
-        Ok(())
+        // Segments are begun in order: nothing behind a difference matters.
+        Ok(ControlFlow::Break(()))
     });
     let found = found.lock().take();
     match (result, found) {
-        (_, Some(difference)) => Ok(Some(difference)),
+        (_, Some((_, difference))) => Ok(Some(difference)),
         (result, None) => result.map(|()| None),
     }
 }
 
-fn compare_range(
-    chains: &(Chain, Chain),
-    nodes: (&dyn Node, &dyn Node),
+struct Side<'a> {
+    chain: Chain,
+    node: &'a dyn Node,
+}
+
+struct Compare<'a> {
+    sides: [Side<'a>; 2],
+    length: u64,
     strict: bool,
-    range: Range,
-) -> Result<Option<(u64, Difference)>> {
-    let mut buffers = (Vec::new(), Vec::new());
-    let mut at = range.start;
-    while at < range.end() {
-        let rest = Range::new(at, range.end() - at);
-        let one = block_on(chains.0.status(rest, Want::Precise))?;
-        let other = block_on(chains.1.status(rest, Want::Precise))?;
-        let len = one.len.min(other.len).min(BUFFER as u64);
-        let allocated = |status: &Status| status.present && (status.data || !status.zero);
-        if strict && allocated(&one) != allocated(&other) {
-            return Ok(Some((at, Difference::Allocation(at))));
-        }
-        let different = match (one.zero, other.zero) {
-            (true, true) => None,
-            (true, false) => non_zero(nodes.1, at, len, &mut buffers.1)?,
-            (false, true) => non_zero(nodes.0, at, len, &mut buffers.0)?,
-            (false, false) => {
-                let one = fetch(nodes.0, at, len, &mut buffers.0)?;
-                let other = fetch(nodes.1, at, len, &mut buffers.1)?;
-                if one == other { None } else { one.iter().zip(other).position(|(a, b)| a != b) }
+}
+
+impl Compare<'_> {
+    fn segment(&self, range: Range, buffers: &mut [Vec<u8>; 2]) -> Result<Option<(u64, Difference)>, CompareError> {
+        let [first, second] = &self.sides;
+        let mut at = range.start;
+        while at < range.end() {
+            // What is allocated does not end where a segment ends.
+            let (end, want) = if self.strict { (self.length, Want::Recorded) } else { (range.end(), Want::Precise) };
+            let rest = Range::new(at, end - at);
+            let one = block_on(first.chain.status(rest, want))?;
+            let other = block_on(second.chain.status(rest, want))?;
+            let len = one.len.min(other.len).min(range.end() - at).min(BUFFER as u64);
+            // As QEMU compares it, down to whether the stretch is the last of the disk.
+            let recorded = |status: &Status| {
+                (status.present, status.data, status.zero, status.compressed, at + status.len == self.length)
+            };
+            if self.strict && recorded(&one) != recorded(&other) {
+                return Ok(Some((at, Difference::Allocation(at))));
             }
-        };
-        if let Some(position) = different {
-            let place = at + position as u64;
-            return Ok(Some((place, Difference::Content(place))));
+            let [buffer, other_buffer] = &mut *buffers;
+            let reading = |side| move |error| CompareError { reading: Some((side, at)), error };
+            let different = match (one.zero, other.zero) {
+                (true, true) => None,
+                (true, false) => non_zero(fetch(second.node, at, len, other_buffer).map_err(reading(1))?),
+                (false, true) => non_zero(fetch(first.node, at, len, buffer).map_err(reading(0))?),
+                (false, false) => {
+                    let one = fetch(first.node, at, len, buffer).map_err(reading(0))?;
+                    let other = fetch(second.node, at, len, other_buffer).map_err(reading(1))?;
+                    if one == other { None } else { one.iter().zip(other).position(|(a, b)| a != b) }
+                }
+            };
+            if let Some(position) = different {
+                let place = at + position as u64;
+                return Ok(Some((place, Difference::Content(place))));
+            }
+            at += len;
         }
-        at += len;
+        Ok(None)
     }
-    Ok(None)
 }
 
 fn fetch<'a>(node: &dyn Node, at: u64, len: u64, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
@@ -292,7 +345,6 @@ fn fetch<'a>(node: &dyn Node, at: u64, len: u64, buffer: &'a mut Vec<u8>) -> Res
     Ok(bytes)
 }
 
-fn non_zero(node: &dyn Node, at: u64, len: u64, buffer: &mut Vec<u8>) -> Result<Option<usize>> {
-    let bytes = fetch(node, at, len, buffer)?;
-    Ok(if is_zero(bytes) { None } else { bytes.iter().position(|byte| *byte != 0) })
+fn non_zero(bytes: &[u8]) -> Option<usize> {
+    if is_zero(bytes) { None } else { bytes.iter().position(|byte| *byte != 0) }
 }

@@ -6,16 +6,23 @@ use serde_json::{Map, json};
 use crate::args::{CheckArgs, Output};
 use crate::commands::info::pretty;
 use crate::open::{Wish, cache_mode, open};
+use crate::output::{line, print};
 use crate::{Failure, Outcome};
 
 /// The format has no check.
 const UNSUPPORTED: u8 = 63;
 
 pub(crate) fn run(args: &CheckArgs) -> Outcome {
-    if args.repair.is_some() {
-        return Err(Failure::new("repairing images (-r) is not supported"));
+    match args.repair.as_deref() {
+        None => {}
+        Some("leaks" | "all") => return Err(Failure::new("repairing images (-r) is not supported")),
+        Some(other) => {
+            return Err(Failure::new(format!(
+                "--repair (-r) expects 'leaks' or 'all' not '{other}'\nTry 'diskette check --help' for more info"
+            )));
+        }
     }
-    let mut wish = Wish { structure_only: true, ..Wish::from(&args.image) };
+    let mut wish = Wish { structure_only: true, ..Wish::try_from(&args.image)? };
     if let Some(cache) = &args.cache {
         wish.cache = cache_mode(cache, "source ")?;
     }
@@ -32,8 +39,8 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
     }
     if !args.quiet {
         match args.output {
-            Output::Human => print!("{}", text(&report)),
-            Output::Json => println!("{}", value(&report, &opened.name, opened.image.format_name())),
+            Output::Human => print(&text(&report)),
+            Output::Json => line(&value(&report, &opened.name, opened.image.format_name())),
         }
     }
     Ok(match (report.check_errors, report.corruptions, report.leaks) {

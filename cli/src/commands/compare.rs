@@ -1,12 +1,13 @@
 //! `compare`: whether two disks have the same contents.
 
-use std::sync::Arc;
+use std::ops::ControlFlow;
 
-use diskette::native::parallel::{Difference, compare};
-use diskette::{Node, Range, ReadFlags, Want, block_on, engine};
+use diskette::engine::status::Chain;
+use diskette::native::parallel::{CompareError, Difference, compare};
+use diskette::{Node, Range, ReadFlags, Want, block_on};
 
 use crate::args::CompareArgs;
-use crate::open::{Opened, Wish, cache_mode, open};
+use crate::open::{Opened, Wish, cache_mode, explain, open};
 use crate::progress::Progress;
 use crate::{Failure, Outcome};
 
@@ -14,64 +15,77 @@ use crate::{Failure, Outcome};
 const DIFFERENT: u8 = 1;
 /// An image could not be opened, and other failures.
 const TROUBLE: u8 = 2;
+/// It could not be told what is allocated.
+const NO_STATUS: u8 = 3;
+/// Something could not be read.
+const UNREADABLE: u8 = 4;
 
 pub(crate) fn run(args: &CompareArgs) -> Outcome {
-    let wish = |format: &Option<String>| -> Result<Wish, Failure> {
-        Ok(Wish {
-            format: format.clone(),
-            image_opts: args.image_opts,
-            force_share: args.force_share,
-            cache: args.cache.as_deref().map(|cache| cache_mode(cache, "source ")).transpose()?.unwrap_or_default(),
-            ..Wish::default()
-        })
-    };
     let trouble = |failure: Failure| failure.with_code(TROUBLE);
-    let first = open(&args.first, &wish(&args.first_format)?).map_err(trouble)?;
-    let second = open(&args.second, &wish(&args.second_format)?).map_err(trouble)?;
+    let (first, second) = open_both(args).map_err(trouble)?;
+    let sides = [&first, &second];
     let (one, other) = (first.image.info().length, second.image.info().length);
-    let say = |text: String| {
+    let progress = Progress::new(args.progress && !args.quiet, one.min(other));
+    let say = |text: &str| {
         if !args.quiet {
-            println!("{text}");
+            progress.line(text);
         }
     };
     if one != other && args.strict {
-        say("Strict mode: Image size mismatch!".to_string());
+        say("Strict mode: Image size mismatch!");
         return Ok(DIFFERENT);
     }
-    let progress = Progress::new(args.progress && !args.quiet, one.min(other));
     let workers = std::thread::available_parallelism().map_or(2, |count| count.get().min(8));
-    let found = compare(&first.node(), &second.node(), workers, args.strict, &|done| progress.update(done))
-        .map_err(|error| Failure::from(error).with_code(TROUBLE))?;
-    progress.finish();
-    match found {
-        Some(Difference::Content(at)) => {
-            say(format!("Content mismatch at offset {at}!"));
-            return Ok(DIFFERENT);
-        }
-        Some(Difference::Allocation(at)) => {
-            say(format!("Strict mode: Offset {at} block status mismatch!"));
-            return Ok(DIFFERENT);
-        }
-        None => {}
-    }
-    if one != other {
-        say("Warning: Image size mismatch!".to_string());
-        let longer = if one > other { &first } else { &second };
+    let show = |done| {
+        progress.update(done);
+        ControlFlow::Continue(())
+    };
+    let mut found =
+        compare(&first.node(), &second.node(), workers, args.strict, &show).map_err(|error| failure(&error, &sides))?;
+    if found.is_none() && one != other {
+        say("Warning: Image size mismatch!");
+        let longer = usize::from(other > one);
         let rest = Range::new(one.min(other), one.abs_diff(other));
-        let found = first_data(longer, rest).map_err(|error| Failure::from(error).with_code(TROUBLE))?;
-        if let Some(at) = found {
-            say(format!("Content mismatch at offset {at}!"));
-            return Ok(DIFFERENT);
+        found = first_data(sides[longer], longer, rest).map_err(|error| failure(&error, &sides))?;
+    }
+    match found {
+        Some(Difference::Content(at)) => say(&format!("Content mismatch at offset {at}!")),
+        Some(Difference::Allocation(at)) => say(&format!("Strict mode: Offset {at} block status mismatch!")),
+        None => {
+            progress.complete();
+            say("Images are identical.");
+            return Ok(0);
         }
     }
-    say("Images are identical.".to_string());
-    Ok(0)
+    Ok(DIFFERENT)
+}
+
+fn open_both(args: &CompareArgs) -> Result<(Opened, Opened), Failure> {
+    if args.image_opts && (args.first_format.is_some() || args.second_format.is_some()) {
+        return Err(Failure::new("--image-opts and --a-format/--b-format are mutually exclusive"));
+    }
+    let cache = args.cache.as_deref().map(|cache| cache_mode(cache, "source ")).transpose()?.unwrap_or_default();
+    let wish = |format: &Option<String>| Wish {
+        format: format.clone(),
+        image_opts: args.image_opts,
+        force_share: args.force_share,
+        cache,
+        contents: true,
+        ..Wish::default()
+    };
+    Ok((open(&args.first, &wish(&args.first_format))?, open(&args.second, &wish(&args.second_format))?))
+}
+
+fn failure(error: &CompareError, sides: &[&Opened; 2]) -> Failure {
+    let Some((side, at)) = error.reading else { return Failure::new(explain(&error.error, "")).with_code(NO_STATUS) };
+    let name = sides.get(side).map_or("", |opened| opened.name.as_str());
+    let text = explain(&error.error, name);
+    Failure::new(format!("Error while reading offset {at} of {name}: {text}")).with_code(UNREADABLE)
 }
 
 /// Where a range first reads as something other than zero.
-fn first_data(opened: &Opened, range: Range) -> diskette::Result<Option<u64>> {
-    let node: Arc<dyn Node> = opened.node();
-    let chain = engine::status::Chain::of(node.clone());
+fn first_data(opened: &Opened, side: usize, range: Range) -> Result<Option<Difference>, CompareError> {
+    let chain = Chain::of(opened.node());
     let mut buffer = vec![0; 1 << 20];
     let mut at = range.start;
     while at < range.end() {
@@ -79,9 +93,10 @@ fn first_data(opened: &Opened, range: Range) -> diskette::Result<Option<u64>> {
         let len = if status.zero { status.len } else { status.len.min(buffer.len() as u64) };
         if !status.zero {
             let bytes = &mut buffer[..len as usize];
-            block_on(node.read(at, bytes, ReadFlags::default()))?;
+            block_on(opened.image.read(at, bytes, ReadFlags::default()))
+                .map_err(|error| CompareError { reading: Some((side, at)), error })?;
             if let Some(position) = bytes.iter().position(|byte| *byte != 0) {
-                return Ok(Some(at + position as u64));
+                return Ok(Some(Difference::Content(at + position as u64)));
             }
         }
         at += len;

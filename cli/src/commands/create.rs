@@ -1,61 +1,90 @@
 //! `create`: make a new image.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
-use diskette::drivers::{CreateContext, Driver, Drivers};
+use diskette::drivers::{CreateContext, CreateOption, Driver, Drivers};
 use diskette::native::{CacheMode, File, FileOptions, resolve};
 use diskette::wire::parse_size;
-use diskette::{Node, block_on};
+use diskette::{Error, Node, block_on};
 
 use crate::args::CreateArgs;
-use crate::open::{Wish, open, split_options, without_path};
+use crate::number::{self, MAX_OFFSET};
+use crate::open::{Opened, Wish, explain, open_plainly, split_options};
+use crate::output::{line, print};
 use crate::{Failure, Outcome};
 
 pub(crate) fn run(args: &CreateArgs) -> Outcome {
-    let driver = driver_for(&args.format, args.file.as_deref())?;
     if wants_help(&args.options) {
-        print_options(driver);
+        print_options(driver_for(&args.format)?, args.file.is_some());
         return Ok(0);
     }
-    let file = args.file.as_deref().ok_or_else(|| Failure::new("Expecting image file name"))?;
-    let mut options = merge_options(&args.options)?;
-    if let Some(backing) = &args.backing {
-        options.insert("backing_file".into(), backing.clone());
-    }
-    if let Some(format) = &args.backing_format {
-        options.insert("backing_fmt".into(), format.clone());
-    }
-    let size = match args.size.clone().or_else(|| options.remove("size")) {
-        Some(text) => Some(size_argument(&text)?),
-        None => None,
-    };
-    options.remove("size");
-    let size = resolve_backing(file, &mut options, size, args.backing_unsafe)?;
+    let file = args
+        .file
+        .as_deref()
+        .ok_or_else(|| Failure::new("Expecting image file name\nTry 'diskette create --help' for more info"))?;
+    let size = args.size.as_deref().map(|text| number::parse(text, "image size", 0..=MAX_OFFSET)).transpose()?;
+    let in_file = |failure: Failure| failure.within(file);
+    let driver = driver_for(&args.format).map_err(in_file)?;
+    let (options, size) = plan(args, driver, file, size).map_err(in_file)?;
     if !args.quiet {
-        println!("{}", formatting_line(file, driver.name, size, &options));
+        line(&formatting_line(file, driver.name, size, &options));
     }
-    make(file, driver, size, &options, CacheMode::Writeback)?;
+    make(file, driver, size, &options, CacheMode::Writeback).map_err(in_file)?;
     Ok(0)
 }
 
-fn size_argument(text: &str) -> Result<u64, Failure> {
-    parse_size(text).ok_or_else(|| {
-        Failure::new(format!(
-            "Invalid image size specified: '{text}'. You may use k, M, G, T, P or E suffixes for kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."
-        ))
-    })
+/// The options and the size of the new image.
+fn plan(
+    args: &CreateArgs,
+    driver: &Driver,
+    file: &str,
+    size: Option<u64>,
+) -> Result<(BTreeMap<String, String>, u64), Failure> {
+    let mut options = merge_options(&args.options)?;
+    check_options(driver, &mut options)?;
+    add_backing(driver, &mut options, args.backing.as_ref(), args.backing_format.as_ref())?;
+    let size = match (size, options.remove("size")) {
+        (Some(_), Some(_)) => return Err(Failure::new("The image size must be specified only once")),
+        (size, None) => size,
+        (None, Some(text)) => parse_size(&text),
+    };
+    let no_size = || Failure::new("Image creation needs a size parameter");
+    let backing = options.get("backing_file").filter(|name| !name.is_empty());
+    let Some(backing) = backing else {
+        let size = size.ok_or_else(no_size)?;
+        return Ok((options, size));
+    };
+    let format = options.get("backing_fmt");
+    let without_format = "Backing file specified without backing format";
+    if resolve(backing, file).is_ok_and(|path| path == file) {
+        return Err(Failure::new("Error: Trying to create an image with the same filename as the backing file"));
+    }
+    let size = if args.backing_unsafe {
+        if format.is_none() {
+            return Err(Failure::new(without_format));
+        }
+        size.ok_or_else(no_size)?
+    } else {
+        let opened = check_backing(file, backing, format)
+            .map_err(|failure| Failure::new(format!("{}\nCould not open backing image.", failure.message)))?;
+        if format.is_none() {
+            let detected = opened.image.format_name();
+            return Err(Failure::new(format!("{without_format}\nDetected format of {detected}.")));
+        }
+        size.unwrap_or(opened.image.info().length)
+    };
+    Ok((options, size))
 }
 
 /// The driver of that name, if it can make images.
-pub(crate) fn driver_for(format: &str, file: Option<&str>) -> Result<&'static Driver, Failure> {
-    let prefix = file.map(|file| format!("{file}: ")).unwrap_or_default();
-    let driver = Drivers::all()
-        .by_name(format)
-        .ok_or_else(|| Failure::new(format!("{prefix}Unknown file format '{format}'")))?;
+pub(crate) fn driver_for(format: &str) -> Result<&'static Driver, Failure> {
+    let driver =
+        Drivers::all().by_name(format).ok_or_else(|| Failure::new(format!("Unknown file format '{format}'")))?;
     match driver.create {
         Some(_) => Ok(driver),
-        None => Err(Failure::new(format!("{prefix}Format driver '{format}' does not support image creation"))),
+        None => Err(Failure::new(format!("Format driver '{format}' does not support image creation"))),
     }
 }
 
@@ -63,12 +92,25 @@ pub(crate) fn wants_help(options: &[String]) -> bool {
     options.iter().any(|text| text.split(',').any(|part| part == "help" || part == "?"))
 }
 
-pub(crate) fn print_options(driver: &Driver) {
-    println!("Supported {} options:", driver.name);
-    for option in driver.create_options {
-        println!("  {:<22} - {}", format!("{}=<{}>", option.name, option.kind), option.help);
+/// Lists the options of a format. Those of the file itself are known only once there is a file name.
+pub(crate) fn print_options(driver: &Driver, with_file: bool) {
+    let size = CreateOption { name: "size", kind: "size", help: "Virtual disk size" };
+    let mut options: Vec<_> = driver.create_options.iter().chain([&size]).collect();
+    options.sort_by_key(|option| option.name);
+    let mut text =
+        if with_file { "Supported options:\n".into() } else { format!("Supported {} options:\n", driver.name) };
+    for option in options {
+        // Space is set aside by the file.
+        if with_file || driver.name != "raw" || option.name != "preallocation" {
+            text.push_str(&format!("  {:<22} - {}\n", format!("{}=<{}>", option.name, option.kind), option.help));
+        }
     }
-    println!("  {:<22} - Virtual disk size", "size=<size>");
+    if !with_file {
+        text.push_str(
+            "\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n",
+        );
+    }
+    print(&text);
 }
 
 pub(crate) fn merge_options(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
@@ -79,36 +121,55 @@ pub(crate) fn merge_options(texts: &[String]) -> Result<BTreeMap<String, String>
     Ok(options)
 }
 
-/// Opens the backing image, unless that is not wanted, and takes the size from it if none was given.
-pub(crate) fn resolve_backing(
-    file: &str,
+/// Fails unless the driver knows every option and its value is of the right kind. Switches become `on` or `off`.
+pub(crate) fn check_options(driver: &Driver, options: &mut BTreeMap<String, String>) -> Result<(), Failure> {
+    for (name, value) in options {
+        if name.starts_with("encrypt") {
+            return Err(Failure::new(format!("making encrypted images ('{name}') is not supported")));
+        }
+        let known = driver.create_options.iter().find(|option| option.name == name).map(|option| option.kind);
+        let kind = known.or((name == "size").then_some("size"));
+        match kind.ok_or_else(|| Failure::new(format!("Invalid parameter '{name}'")))? {
+            "size" if parse_size(value).is_none() => {
+                return Err(Failure::new(format!(
+                    "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+                )));
+            }
+            "num" if value.parse::<u64>().is_err() => {
+                return Err(Failure::new(format!("Parameter '{name}' expects a number")));
+            }
+            kind if kind.starts_with("bool") => match value.as_str() {
+                "on" | "yes" | "true" | "y" => *value = "on".into(),
+                "off" | "no" | "false" | "n" => *value = "off".into(),
+                _ => return Err(Failure::new(format!("Parameter '{name}' expects 'on' or 'off'"))),
+            },
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Adds the backing image of the command line to the options.
+pub(crate) fn add_backing(
+    driver: &Driver,
     options: &mut BTreeMap<String, String>,
-    size: Option<u64>,
-    unsafe_backing: bool,
-) -> Result<u64, Failure> {
-    let Some(backing) = options.get("backing_file").filter(|name| !name.is_empty()).cloned() else {
-        return size.ok_or_else(|| Failure::new(format!("{file}: Image creation needs a size parameter")));
-    };
-    let format = options.get("backing_fmt").cloned();
-    if let (true, Some(size)) = (unsafe_backing, size) {
-        return Ok(size);
+    backing: Option<&String>,
+    format: Option<&String>,
+) -> Result<(), Failure> {
+    for (name, what, value) in [("backing_file", "file", backing), ("backing_fmt", "file format", format)] {
+        let Some(value) = value else { continue };
+        if !driver.create_options.iter().any(|option| option.name == name) {
+            return Err(Failure::new(format!("Backing {what} not supported for file format '{}'", driver.name)));
+        }
+        options.insert(name.into(), value.clone());
     }
-    let path = resolve(&backing, file)?;
-    if path == file {
-        return Err(Failure::new(format!(
-            "{file}: Error: Trying to create an image with the same filename as the backing file"
-        )));
-    }
-    let wish = Wish { format: format.clone(), structure_only: true, ..Wish::default() };
-    let opened = open(&path, &wish)
-        .map_err(|failure| Failure::new(format!("{file}: {}\nCould not open backing image.", failure.message)))?;
-    if format.is_none() {
-        return Err(Failure::new(format!(
-            "{file}: Backing file specified without backing format\nDetected format of {}.",
-            opened.image.format_name()
-        )));
-    }
-    Ok(size.unwrap_or(opened.image.info().length))
+    Ok(())
+}
+
+/// Opens what is to be the backing image of `file`, to see that it is there.
+pub(crate) fn check_backing(file: &str, backing: &str, format: Option<&String>) -> Result<Opened, Failure> {
+    let path = resolve(backing, file).map_err(|error| Failure::new(explain(&error, backing)))?;
+    open_plainly(&path, &Wish { format: format.cloned(), structure_only: true, ..Wish::default() })
 }
 
 /// The line that tells what is about to be made.
@@ -124,10 +185,10 @@ fn formatting_line(file: &str, format: &str, size: u64, options: &BTreeMap<Strin
             ("compression_type", Some("zlib")),
             ("size", Some(&size)),
             ("compat", None),
-            ("data_file", None),
-            ("data_file_raw", None),
             ("backing_file", None),
             ("backing_fmt", None),
+            ("data_file", None),
+            ("data_file_raw", None),
             ("lazy_refcounts", Some("off")),
             ("refcount_bits", Some("16")),
         ]
@@ -138,13 +199,13 @@ fn formatting_line(file: &str, format: &str, size: u64, options: &BTreeMap<Strin
     for (name, default) in shown {
         let given = options.get(*name).map(String::as_str).filter(|_| *name != "cluster_size");
         if let Some(value) = given.or(*default) {
-            line.push_str(&format!(" {name}={value}"));
+            line.push_str(&format!(" {name}={}", value.replace(',', ",,")));
         }
     }
     line
 }
 
-/// Makes the image and the data file it may need.
+/// Makes the image and the data file it may need. What was made for nothing is removed.
 pub(crate) fn make(
     file: &str,
     driver: &Driver,
@@ -152,17 +213,33 @@ pub(crate) fn make(
     options: &BTreeMap<String, String>,
     cache: CacheMode,
 ) -> Result<(), Failure> {
-    let failed = |error: diskette::Error| Failure::new(format!("{file}: {}", without_path(&error, file)));
-    let create = driver.create.ok_or_else(|| Failure::new(format!("{file}: this format cannot be made")))?;
-    let native = FileOptions { cache, ..FileOptions::default() };
-    let path = resolve(file, "").map_err(failed)?;
-    let node: Arc<dyn Node> = File::create(&path, native).map_err(failed)?;
-    let data_file = match options.get("data_file") {
-        Some(name) => {
-            let path = resolve(name, &path).map_err(failed)?;
-            Some(File::create(&path, native).map_err(failed)? as Arc<dyn Node>)
+    let path = resolve(file, "").map_err(|error| Failure::new(explain(&error, file)))?;
+    let data_path = options.get("data_file").map(|name| resolve(name, &path)).transpose()?;
+    let paths = [Some(path.as_str()), data_path.as_deref()];
+    let new: Vec<&str> = paths.into_iter().flatten().filter(|path| !Path::new(path).exists()).collect();
+    fill(driver, &path, data_path.as_deref(), size, options, cache).map_err(|error| {
+        for path in new {
+            // The failure that is reported matters more.
+            let _ = std::fs::remove_file(path);
         }
+        Failure::new(explain(&error, &path))
+    })
+}
+
+fn fill(
+    driver: &Driver,
+    path: &str,
+    data_path: Option<&str>,
+    size: u64,
+    options: &BTreeMap<String, String>,
+    cache: CacheMode,
+) -> Result<(), Error> {
+    let create = driver.create.ok_or_else(|| Error::unsupported("this format cannot be made"))?;
+    let native = FileOptions { cache, ..FileOptions::default() };
+    let file: Arc<dyn Node> = File::create(path, native)?;
+    let data_file = match data_path {
+        Some(path) => Some(File::create(path, native)? as Arc<dyn Node>),
         None => None,
     };
-    block_on(create(CreateContext { file: node, data_file, size, options })).map_err(failed)
+    block_on(create(CreateContext { file, data_file, size, options }))
 }

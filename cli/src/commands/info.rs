@@ -8,35 +8,45 @@ use diskette::native::resolve;
 use serde_json::{Map, Value as Json, json};
 
 use crate::args::{InfoArgs, Output};
-use crate::open::{Opened, Wish, open};
+use crate::open::{Opened, Wish, explain, open};
+use crate::output::{line, print};
 use crate::{Failure, Outcome, human};
 
 pub(crate) fn run(args: &InfoArgs) -> Outcome {
-    let mut wish = Wish { structure_only: true, ..Wish::from(&args.image) };
+    let mut wish = Wish { structure_only: true, ..Wish::try_from(&args.image)? };
     let mut name = args.file.clone();
     let mut seen = BTreeSet::new();
     let mut texts = Vec::new();
     let mut values = Vec::new();
     loop {
-        if !seen.insert(name.clone()) {
-            return Err(Failure::new(format!("Filename '{name}' creates an infinite loop in the backing chain")));
-        }
         let opened = open(&name, &wish)?;
+        if !seen.insert(opened.file.identity()) {
+            return Err(Failure::new(format!("Backing file '{name}' creates an infinite loop.")));
+        }
         let details = opened.image.describe()?;
         match args.output {
             Output::Human => texts.push(text(&opened, &details)),
             Output::Json => values.push(value(&opened, &details)),
         }
         let Some(backing) = details.backing.filter(|_| args.backing_chain) else { break };
-        name = resolve(&backing.name, &opened.name)?;
+        name = match resolve(&backing.name, &opened.path) {
+            Ok(path) => path,
+            Err(error) => {
+                return Err(Failure::new(format!(
+                    "Could not open '{}': {}",
+                    backing.name,
+                    explain(&error, &backing.name)
+                )));
+            }
+        };
         wish.image_opts = false;
         wish.format = backing.format;
     }
     match args.output {
-        Output::Human => print!("{}", texts.join("\n")),
+        Output::Human => print(&texts.join("\n")),
         Output::Json => {
             let value = if args.backing_chain { Some(Json::Array(values)) } else { values.pop() };
-            println!("{}", pretty(&value.unwrap_or(Json::Null)));
+            line(&pretty(&value.unwrap_or(Json::Null)));
         }
     }
     Ok(0)
@@ -91,7 +101,7 @@ fn text(opened: &Opened, details: &Details) -> String {
         line("cleanly shut down: no".to_string());
     }
     if let Some(backing) = &details.backing {
-        let full = resolve(&backing.name, &opened.name).unwrap_or_else(|_| backing.name.clone());
+        let full = resolve(&backing.name, &opened.path).unwrap_or_else(|_| backing.name.clone());
         if full == backing.name {
             line(format!("backing file: {full}"));
         } else {
@@ -112,7 +122,7 @@ fn text(opened: &Opened, details: &Details) -> String {
     let length = file_length(opened);
     out.push_str(&format!(
         "Child node '/file':\n    filename: {}\n    protocol type: file\n    file length: {} ({length} bytes)\n    disk size: {disk_size}\n",
-        opened.name,
+        opened.path,
         human::size(length),
     ));
     out
@@ -123,7 +133,7 @@ fn value(opened: &Opened, details: &Details) -> Json {
     let file = json!({
         "children": [],
         "virtual-size": file_length(opened),
-        "filename": opened.name,
+        "filename": opened.path,
         "format": "file",
         "actual-size": actual,
         "format-specific": { "type": "file", "data": {} },
@@ -145,16 +155,16 @@ fn value(opened: &Opened, details: &Details) -> Json {
     }
     put("format", json!(opened.image.format_name()));
     put("actual-size", json!(actual));
-    if details.encryption.is_some() {
-        put("encrypted", json!(true));
-    }
     if !details.specific.is_empty() {
         put("format-specific", json!({ "type": opened.image.format_name(), "data": human::object(&details.specific) }));
     }
     if let Some(backing) = &details.backing {
-        let full = resolve(&backing.name, &opened.name).unwrap_or_else(|_| backing.name.clone());
+        let full = resolve(&backing.name, &opened.path).unwrap_or_else(|_| backing.name.clone());
         put("full-backing-filename", json!(full));
         put("backing-filename", json!(backing.name));
+    }
+    if details.encryption.is_some() {
+        put("encrypted", json!(true));
     }
     put("dirty-flag", json!(details.dirty));
     Json::Object(map)

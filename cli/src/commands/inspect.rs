@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::args::{InspectArgs, Output};
 use crate::commands::info::pretty;
-use crate::{Failure, Outcome, human};
+use crate::{Failure, Outcome, human, output};
 
 /// Nothing speaks against the image.
 const FINE: u8 = 0;
@@ -36,8 +36,8 @@ pub(crate) fn run(args: &InspectArgs) -> Outcome {
         run_check(&mut report);
     }
     match args.output {
-        Output::Human => print!("{}", text(&report)),
-        Output::Json => println!("{}", pretty(&value(&report))),
+        Output::Human => output::print(&text(&report)),
+        Output::Json => output::line(&pretty(&value(&report))),
     }
     Ok(match verdict(&report) {
         "fine" => FINE,

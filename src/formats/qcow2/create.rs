@@ -80,7 +80,9 @@ impl Plan {
         let version = match options.get("compat").map(String::as_str) {
             None | Some("1.1" | "v3") => 3,
             Some("0.10" | "v2") => 2,
-            Some(other) => return Err(Error::invalid(alloc::format!("Invalid parameter '{other}'"))),
+            Some(other) => {
+                return Err(Error::invalid(alloc::format!("Parameter 'version' does not accept value '{other}'")));
+            }
         };
         let cluster_size = match options.get("cluster_size") {
             None => 65536,
@@ -108,7 +110,11 @@ impl Plan {
             zstd: match options.get("compression_type").map(String::as_str) {
                 None | Some("zlib") => false,
                 Some("zstd") => true,
-                Some(other) => return Err(Error::invalid(alloc::format!("Invalid parameter '{other}'"))),
+                Some(other) => {
+                    return Err(Error::invalid(alloc::format!(
+                        "Parameter 'compression-type' does not accept value '{other}'"
+                    )));
+                }
             },
             backing: text("backing_file"),
             backing_format: text("backing_fmt"),
@@ -119,7 +125,11 @@ impl Plan {
                 Some("metadata") => Preallocation::Metadata,
                 Some("falloc") => Preallocation::Falloc,
                 Some("full") => Preallocation::Full,
-                Some(other) => return Err(Error::invalid(alloc::format!("Invalid parameter '{other}'"))),
+                Some(other) => {
+                    return Err(Error::invalid(alloc::format!(
+                        "Parameter 'preallocation' does not accept value '{other}'"
+                    )));
+                }
             },
         };
         plan.check()
@@ -167,9 +177,7 @@ impl Plan {
             return refuse("Backing file and data-file-raw cannot be used at the same time");
         }
         if self.preallocation != Preallocation::Off && self.backing.is_some() && !self.extended {
-            return refuse(
-                "Backing file and preallocation can only be used at the same time if extended_l2 is enabled",
-            );
+            return refuse("Backing file and preallocation can only be used at the same time if extended_l2 is on");
         }
         if self.backing_format.is_some() && self.backing.is_none() {
             return refuse("Backing format cannot be used without backing file");
@@ -183,7 +191,7 @@ impl Plan {
         if self.l1_entries() * 8 > MAX_L1_BYTES {
             return Err(Error::new(
                 ErrorKind::TooLarge,
-                "The image size is too large (try using a larger cluster size)",
+                "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
             ));
         }
         Ok(self)

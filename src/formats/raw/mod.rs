@@ -42,7 +42,8 @@ fn create(context: CreateContext<'_>) -> BoxFuture<'_, Result<()>> {
             None | Some("off") => Preallocation::Off,
             Some("falloc") => Preallocation::Falloc,
             Some("full") => Preallocation::Full,
-            Some(other) => return Err(Error::invalid(alloc::format!("Invalid parameter '{other}'"))),
+            Some("metadata") => return Err(Error::invalid("Unsupported preallocation mode: metadata")),
+            Some(other) => return Err(Error::invalid(alloc::format!("invalid parameter value: {other}"))),
         };
         context.file.resize(context.size, preallocation).await?;
         context.file.flush().await
@@ -73,7 +74,7 @@ impl Window {
         let size = number("size")?;
         if offset > length {
             return Err(Error::invalid(alloc::format!(
-                "The offset ({offset}) cannot be greater than the size of the containing file ({length})."
+                "Offset ({offset}) cannot be greater than size of the containing file ({length})"
             )));
         }
         if let Some(size) = size {
@@ -91,14 +92,26 @@ impl Window {
     }
 }
 
+/// A disk has whole sectors. Where the file ends within one, the rest of it reads as zeroes.
+const SECTOR_BYTES: u64 = 512;
+
 struct Raw {
     file: Arc<dyn Node>,
     window: Window,
 }
 
 impl Raw {
+    /// Bytes of the window that are in the file.
+    fn stored(&self) -> u64 {
+        let stored = self.file.info().length.saturating_sub(self.window.offset);
+        self.window.size.map_or(stored, |size| size.min(stored))
+    }
+
     fn length(&self) -> u64 {
-        self.window.size.unwrap_or_else(|| self.file.info().length.saturating_sub(self.window.offset))
+        self.window.size.unwrap_or_else(|| {
+            let stored = self.stored();
+            stored.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(stored)
+        })
     }
 
     fn shift(&self, range: Range) -> Range {
@@ -124,7 +137,14 @@ impl Format for Raw {
     }
 
     fn map<'a>(&'a self, range: Range, _want: Want) -> Op<'a, Extent> {
-        Op::ok(Extent { len: range.len, state: State::Data, host: Some(self.host(range)) })
+        let stored = self.stored();
+        let (len, state) = match stored.checked_sub(range.start) {
+            Some(left @ 1..) => (left.min(range.len), State::Data),
+            // A file that has shrunk since it was opened is an error, and the file reports it.
+            _ if self.window.size.is_some() => (range.len, State::Data),
+            _ => (range.len, State::Zero),
+        };
+        Op::ok(Extent { len, state, host: Some(self.host(range)) })
     }
 
     fn in_place<'a>(&'a self, range: Range) -> Op<'a, InPlace> {

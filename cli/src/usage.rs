@@ -1,0 +1,56 @@
+//! What is said about a command line that makes no sense, in QEMU's words.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+/// The message for people, without the name of the program.
+pub(crate) fn message(error: &clap::Error, command: Option<&str>) -> String {
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(text)) => text.as_str(),
+        Some(ContextValue::Strings(texts)) => texts.first().map_or("", String::as_str),
+        _ => "",
+    };
+    let value = match error.get(ContextKind::InvalidValue) {
+        Some(ContextValue::String(text)) => text.as_str(),
+        _ => "",
+    };
+    let program = command.map_or_else(|| "diskette".to_string(), |command| format!("diskette {command}"));
+    let text = match error.kind() {
+        ErrorKind::UnknownArgument if argument.starts_with("--") => {
+            format!("{program}: unrecognized option '{argument}'")
+        }
+        ErrorKind::UnknownArgument if argument.starts_with('-') => {
+            format!("{program}: invalid option -- '{}'", argument.trim_start_matches('-'))
+        }
+        ErrorKind::UnknownArgument if command == Some("create") => {
+            format!("diskette: Unexpected argument: {argument}")
+        }
+        ErrorKind::UnknownArgument | ErrorKind::MissingRequiredArgument if command.is_some() => {
+            let wanted = if command == Some("compare") { "two image file names" } else { "one image file name" };
+            format!("diskette: Expecting {wanted}")
+        }
+        ErrorKind::InvalidValue if argument.starts_with("--output") && !value.is_empty() => {
+            format!("diskette: --output expects 'human' or 'json' not '{value}'")
+        }
+        ErrorKind::InvalidSubcommand => {
+            return "diskette: Command not found: ".to_string() + subcommand(error) + "\n" + TRY;
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            return "diskette: Not enough arguments\n".to_string() + TRY;
+        }
+        _ => {
+            let rendered = error.to_string();
+            let first = rendered.lines().next().unwrap_or_default();
+            format!("diskette: {}", first.trim_start_matches("error: "))
+        }
+    };
+    format!("{text}\nTry '{program} --help' for more info")
+}
+
+const TRY: &str = "Try 'diskette --help' for more info";
+
+fn subcommand(error: &clap::Error) -> &str {
+    match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(text)) => text,
+        _ => "",
+    }
+}
