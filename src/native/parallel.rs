@@ -269,7 +269,7 @@ pub fn compare(
 ) -> Result<Option<Difference>, CompareError> {
     let sides = [first, second].map(|node| Side { chain: Chain::of(node.clone()), node: &**node });
     let length = first.info().length.min(second.info().length);
-    let job = Compare { sides, length, strict };
+    let job = Compare { sides, strict };
     let found: Mutex<Option<(u64, Difference)>> = Mutex::new(None);
     let result = Run::new(length, progress).over_segments(workers, |range, buffers| {
         let Some((at, difference)) = job.segment(range, buffers)? else { return Ok(ControlFlow::Continue(())) };
@@ -294,7 +294,6 @@ struct Side<'a> {
 
 struct Compare<'a> {
     sides: [Side<'a>; 2],
-    length: u64,
     strict: bool,
 }
 
@@ -303,34 +302,49 @@ impl Compare<'_> {
         let [first, second] = &self.sides;
         let mut at = range.start;
         while at < range.end() {
-            // What is allocated does not end where a segment ends.
-            let (end, want) = if self.strict { (self.length, Want::Recorded) } else { (range.end(), Want::Precise) };
-            let rest = Range::new(at, end - at);
+            let want = if self.strict { Want::Recorded } else { Want::Precise };
+            let rest = Range::new(at, range.end() - at);
             let one = block_on(first.chain.status(rest, want))?;
             let other = block_on(second.chain.status(rest, want))?;
-            let len = one.len.min(other.len).min(range.end() - at).min(BUFFER as u64);
-            // As QEMU compares it, down to whether the stretch is the last of the disk.
-            let recorded = |status: &Status| {
-                (status.present, status.data, status.zero, status.compressed, at + status.len == self.length)
-            };
+            let len = one.len.min(other.len);
+            let recorded = |status: &Status| (status.present, status.data, status.zero, status.compressed);
             if self.strict && recorded(&one) != recorded(&other) {
                 return Ok(Some((at, Difference::Allocation(at))));
             }
-            let [buffer, other_buffer] = &mut *buffers;
+            let alike = Range::new(at, len);
+            if !(one.zero && other.zero)
+                && let Some(place) = self.contents(alike, [one.zero, other.zero], buffers)?
+            {
+                return Ok(Some((place, Difference::Content(place))));
+            }
+            at += len;
+        }
+        Ok(None)
+    }
+
+    /// Where the contents of a range first differ. A side that is known to read as zeroes is not read.
+    fn contents(
+        &self,
+        range: Range,
+        zero: [bool; 2],
+        [buffer, other_buffer]: &mut [Vec<u8>; 2],
+    ) -> Result<Option<u64>, CompareError> {
+        let [first, second] = &self.sides;
+        let mut at = range.start;
+        while at < range.end() {
+            let len = (range.end() - at).min(BUFFER as u64);
             let reading = |side| move |error| CompareError { reading: Some((side, at)), error };
-            let different = match (one.zero, other.zero) {
-                (true, true) => None,
-                (true, false) => non_zero(fetch(second.node, at, len, other_buffer).map_err(reading(1))?),
-                (false, true) => non_zero(fetch(first.node, at, len, buffer).map_err(reading(0))?),
-                (false, false) => {
+            let different = match zero {
+                [true, _] => non_zero(fetch(second.node, at, len, other_buffer).map_err(reading(1))?),
+                [_, true] => non_zero(fetch(first.node, at, len, buffer).map_err(reading(0))?),
+                [false, false] => {
                     let one = fetch(first.node, at, len, buffer).map_err(reading(0))?;
                     let other = fetch(second.node, at, len, other_buffer).map_err(reading(1))?;
                     if one == other { None } else { one.iter().zip(other).position(|(a, b)| a != b) }
                 }
             };
             if let Some(position) = different {
-                let place = at + position as u64;
-                return Ok(Some((place, Difference::Content(place))));
+                return Ok(Some(at + position as u64));
             }
             at += len;
         }
