@@ -78,17 +78,24 @@ impl<'a, E: From<Error> + Send> Run<'a, E> {
         }
     }
 
+    /// Leaves out segments in front of `end`, and gives how many bytes they have.
+    fn skip_to(&self, end: u64) -> u64 {
+        let end = if end >= self.length { self.length } else { end - end % SEGMENT };
+        end.saturating_sub(self.next.fetch_max(end, Ordering::Relaxed))
+    }
+
     fn end(&self, error: E) {
         self.stop.store(true, Ordering::Relaxed);
         self.error.lock().get_or_insert(error);
     }
 
     /// Runs `work` over all segments on `workers` threads, each with buffers of its own. A segment that was begun is
-    /// always ended: of what `work` finds, nothing is missed in front of where the run stops.
+    /// always ended: of what `work` finds, nothing is missed in front of where the run stops. `work` says how far it
+    /// has come, which may be beyond the segment: what is between was not begun by anybody else, or is done twice.
     fn over_segments<B: Default>(
         self,
         workers: usize,
-        work: impl Fn(Range, &mut B) -> Result<ControlFlow<()>, E> + Sync,
+        work: impl Fn(Range, &mut B) -> Result<ControlFlow<(), u64>, E> + Sync,
     ) -> Result<(), E> {
         let turn = || {
             let mut buffers = B::default();
@@ -98,12 +105,13 @@ impl<'a, E: From<Error> + Send> Run<'a, E> {
                     return;
                 }
                 let range = Range::new(start, SEGMENT.min(self.length - start));
+                let mut done = range.len;
                 match work(range, &mut buffers) {
-                    Ok(ControlFlow::Continue(())) => {}
+                    Ok(ControlFlow::Continue(end)) => done += self.skip_to(end),
                     Ok(ControlFlow::Break(())) => self.stop.store(true, Ordering::Relaxed),
                     Err(error) => return self.end(error),
                 }
-                let done = self.done.fetch_add(range.len, Ordering::Relaxed) + range.len;
+                let done = self.done.fetch_add(done, Ordering::Relaxed) + done;
                 if (self.progress)(done).is_break() {
                     return self.end(Error::new(ErrorKind::Cancelled, "cancelled").into());
                 }
@@ -132,10 +140,8 @@ pub fn copy(
 ) -> Result<()> {
     let chain = Chain::of(source.clone());
     let job = Copy { chain, source: &**source, target: &**target, options };
-    Run::new(source.info().length, progress).over_segments(options.workers, |range, buffer| {
-        job.segment(range, buffer)?;
-        Ok(ControlFlow::Continue(()))
-    })
+    Run::new(source.info().length, progress)
+        .over_segments(options.workers, |range, buffer| job.segment(range, buffer).map(ControlFlow::Continue))
 }
 
 struct Copy<'a> {
@@ -146,24 +152,39 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    fn segment(&self, range: Range, buffer: &mut Vec<u8>) -> Result<()> {
-        let options = self.options;
+    /// Copies a segment, and says how far there is nothing more to do.
+    fn segment(&self, range: Range, buffer: &mut Vec<u8>) -> Result<u64> {
         let mut at = range.start;
         while at < range.end() {
             let status = block_on(self.chain.status(Range::new(at, range.end() - at), Want::Precise))?;
             let piece = Range::new(at, status.len);
             at += status.len;
-            if options.skip_unallocated && (!status.present || status.depth >= options.own_layers) {
-                continue;
-            }
-            // Without sparse detection everything is stored, zeroes too.
-            if status.zero && options.sparse_bytes > 0 {
+            if self.has_nothing_to_do(&status) {
+                if at == range.end() {
+                    let rest = Range::new(piece.start, self.source.info().length - piece.start);
+                    let beyond = block_on(self.chain.status(rest, Want::Precise))?;
+                    return Ok(at.max(piece.start + if self.has_nothing_to_do(&beyond) { beyond.len } else { 0 }));
+                }
+            } else if self.is_zero(&status) {
                 self.zero(piece)?;
             } else {
                 self.data(piece, buffer)?;
             }
         }
-        Ok(())
+        Ok(at)
+    }
+
+    fn has_nothing_to_do(&self, status: &Status) -> bool {
+        let CopyOptions { skip_unallocated, own_layers, target_is_zero, .. } = self.options;
+        if skip_unallocated {
+            return !status.present || status.depth >= own_layers;
+        }
+        target_is_zero && self.is_zero(status)
+    }
+
+    /// Without sparse detection everything is stored, zeroes too.
+    fn is_zero(&self, status: &Status) -> bool {
+        status.zero && self.options.sparse_bytes > 0
     }
 
     fn data(&self, piece: Range, buffer: &mut Vec<u8>) -> Result<()> {
@@ -269,10 +290,13 @@ pub fn compare(
 ) -> Result<Option<Difference>, CompareError> {
     let sides = [first, second].map(|node| Side { chain: Chain::of(node.clone()), node: &**node });
     let length = first.info().length.min(second.info().length);
-    let job = Compare { sides, strict };
+    let job = Compare { sides, length, strict };
     let found: Mutex<Option<(u64, Difference)>> = Mutex::new(None);
     let result = Run::new(length, progress).over_segments(workers, |range, buffers| {
-        let Some((at, difference)) = job.segment(range, buffers)? else { return Ok(ControlFlow::Continue(())) };
+        let (at, difference) = match job.segment(range, buffers)? {
+            Found::Nothing { until } => return Ok(ControlFlow::Continue(until)),
+            Found::Difference { at, difference } => (at, difference),
+        };
         let mut found = found.lock();
         if found.is_none_or(|(before, _)| at < before) {
             *found = Some((at, difference));
@@ -292,34 +316,49 @@ struct Side<'a> {
     node: &'a dyn Node,
 }
 
+/// What a worker found from the start of its segment on.
+enum Found {
+    Nothing { until: u64 },
+    Difference { at: u64, difference: Difference },
+}
+
 struct Compare<'a> {
     sides: [Side<'a>; 2],
+    length: u64,
     strict: bool,
 }
 
 impl Compare<'_> {
-    fn segment(&self, range: Range, buffers: &mut [Vec<u8>; 2]) -> Result<Option<(u64, Difference)>, CompareError> {
-        let [first, second] = &self.sides;
+    fn segment(&self, range: Range, buffers: &mut [Vec<u8>; 2]) -> Result<Found, CompareError> {
         let mut at = range.start;
         while at < range.end() {
-            let want = if self.strict { Want::Recorded } else { Want::Precise };
-            let rest = Range::new(at, range.end() - at);
-            let one = block_on(first.chain.status(rest, want))?;
-            let other = block_on(second.chain.status(rest, want))?;
+            let [one, other] = self.status(Range::new(at, range.end() - at))?;
             let len = one.len.min(other.len);
-            let recorded = |status: &Status| (status.present, status.data, status.zero, status.compressed);
             if self.strict && recorded(&one) != recorded(&other) {
-                return Ok(Some((at, Difference::Allocation(at))));
+                return Ok(Found::Difference { at, difference: Difference::Allocation(at) });
             }
-            let alike = Range::new(at, len);
-            if !(one.zero && other.zero)
-                && let Some(place) = self.contents(alike, [one.zero, other.zero], buffers)?
-            {
-                return Ok(Some((place, Difference::Content(place))));
+            if one.zero && other.zero {
+                if at + len == range.end() {
+                    let [beyond, other_beyond] = self.status(Range::new(at, self.length - at))?;
+                    let alike = beyond.zero
+                        && other_beyond.zero
+                        && (!self.strict || recorded(&beyond) == recorded(&other_beyond));
+                    let len = if alike { beyond.len.min(other_beyond.len) } else { 0 };
+                    return Ok(Found::Nothing { until: range.end().max(at + len) });
+                }
+            } else if let Some(place) = self.contents(Range::new(at, len), [one.zero, other.zero], buffers)? {
+                return Ok(Found::Difference { at: place, difference: Difference::Content(place) });
             }
             at += len;
         }
-        Ok(None)
+        Ok(Found::Nothing { until: at })
+    }
+
+    /// What both sides hold at the start of a range.
+    fn status(&self, range: Range) -> Result<[Status; 2]> {
+        let want = if self.strict { Want::Recorded } else { Want::Precise };
+        let [first, second] = &self.sides;
+        Ok([block_on(first.chain.status(range, want))?, block_on(second.chain.status(range, want))?])
     }
 
     /// Where the contents of a range first differ. A side that is known to read as zeroes is not read.
@@ -350,6 +389,11 @@ impl Compare<'_> {
         }
         Ok(None)
     }
+}
+
+/// What a strict comparison compares.
+fn recorded(status: &Status) -> (bool, bool, bool, bool) {
+    (status.present, status.data, status.zero, status.compressed)
 }
 
 fn fetch<'a>(node: &dyn Node, at: u64, len: u64, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {

@@ -1,5 +1,7 @@
 //! The program against qemu-img: same flags, output and exit codes.
 
+mod corpus;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
