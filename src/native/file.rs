@@ -149,6 +149,10 @@ impl File {
         let metadata = file.metadata().map_err(failed)?;
         check_type(&metadata, path)?;
         let is_device = metadata.file_type().is_block_device();
+        // Linux opens it for writing all the same, and lets the first write fail.
+        if is_device && !options.read_only && device_is_read_only(&metadata) {
+            return Err(Error::new(ErrorKind::PermissionDenied, "The device is not writable: Permission denied"));
+        }
         if options.locking != Locking::Off {
             let permissions =
                 if options.read_only { Permissions::reader(options.force_share) } else { Permissions::writer() };
@@ -188,6 +192,11 @@ impl File {
             file.length.store(0, Ordering::Release);
         }
         Ok(file)
+    }
+
+    /// Whether it is a block device.
+    pub fn is_device(&self) -> bool {
+        self.is_device
     }
 
     fn failed(&self, error: io::Error, operation: &'static str, at: u64) -> Error {
@@ -478,6 +487,12 @@ fn prefixed(what: &str, error: &Error) -> Error {
     outer.at_offset(context.offset.unwrap_or(0))
 }
 
+/// Whether the kernel says that a block device cannot be written.
+fn device_is_read_only(metadata: &fs::Metadata) -> bool {
+    let (major, minor) = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
+    fs::read_to_string(std::format!("/sys/dev/block/{major}:{minor}/ro")).is_ok_and(|text| text.trim() == "1")
+}
+
 fn check_type(metadata: &fs::Metadata, path: &str) -> Result<()> {
     let kind = metadata.file_type();
     let what = if kind.is_dir() {
@@ -570,9 +585,11 @@ impl Node for File {
     }
 
     fn identity(&self) -> String {
-        self.file
-            .metadata()
-            .map_or_else(|_| self.path.clone(), |metadata| std::format!("{}:{}", metadata.dev(), metadata.ino()))
+        match self.file.metadata() {
+            Ok(metadata) if self.is_device => std::format!("device {}", metadata.rdev()),
+            Ok(metadata) => std::format!("{}:{}", metadata.dev(), metadata.ino()),
+            Err(_) => self.path.clone(),
+        }
     }
 
     fn allocated(&self) -> Option<u64> {

@@ -6,7 +6,7 @@ use diskette::drivers::OpenOptions;
 use diskette::ring::{Answer, Ask, Stepper};
 use diskette::{Callbacks, CheckReport, Image, Memory, Node, Range, ReadFlags, WriteFlags, block_on};
 
-use crate::support::{Random, create, open, read, with_files, writable, write};
+use crate::support::{Random, create, create_in, open, read, with_files, writable, write};
 
 /// Options of images whose write paths differ.
 const GEOMETRIES: &[&[(&str, &str)]] = &[
@@ -355,4 +355,34 @@ fn a_chain_as_deep_as_the_budget_allows_can_be_read() {
     let named: Vec<(&str, Arc<dyn Node>)> = files.iter().map(|(name, node)| (name.as_str(), node.clone())).collect();
     let image = open(files[0].1.clone(), &with_files(OpenOptions::default(), &named)).unwrap();
     assert_eq!(read(&*image, 0, 64 << 10).unwrap(), vec![7; 64 << 10]);
+}
+
+#[test]
+fn what_a_device_held_before_does_not_show_in_a_new_image() {
+    for preallocation in ["off", "metadata", "full"] {
+        // A device: full of old data, of a fixed size, unable to zero.
+        let device = Arc::new(Mutex::new(vec![0xa5; 4 << 20]));
+        let (reader, writer) = (device.clone(), device.clone());
+        let node: Arc<dyn Node> = Arc::new(
+            Callbacks::new(4 << 20, move |at, into| {
+                into.copy_from_slice(&reader.lock().unwrap()[at as usize..at as usize + into.len()]);
+                Ok(())
+            })
+            .with_write(move |at, from| {
+                let mut device = writer.lock().unwrap();
+                match device.get_mut(at as usize..at as usize + from.len()) {
+                    Some(place) => place.copy_from_slice(from),
+                    None => return Err(diskette::Error::new(diskette::ErrorKind::NoSpace, "the device ends here")),
+                }
+                Ok(())
+            })
+            .with_flush(|| Ok(())),
+        );
+        create_in(node.clone(), 1 << 20, &[("cluster_size", "4096"), ("preallocation", preallocation)], None).unwrap();
+        let image = open(node, &writable()).unwrap();
+        write(&*image, 10_000, &[7; 100]).unwrap();
+        let bytes = read(&*image, 0, 1 << 20).unwrap();
+        assert!(bytes[..10_000].iter().chain(&bytes[10_100..]).all(|byte| *byte == 0), "{preallocation}");
+        assert_sound(&block_on(image.check()).unwrap());
+    }
 }

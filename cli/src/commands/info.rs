@@ -121,11 +121,17 @@ fn text(opened: &Opened, details: &Details) -> String {
     }
     let length = file_length(opened);
     out.push_str(&format!(
-        "Child node '/file':\n    filename: {}\n    protocol type: file\n    file length: {} ({length} bytes)\n    disk size: {disk_size}\n",
+        "Child node '/file':\n    filename: {}\n    protocol type: {}\n    file length: {} ({length} bytes)\n    disk size: {disk_size}\n",
         opened.path,
+        protocol(opened),
         human::size(length),
     ));
     out
+}
+
+/// QEMU's name for the driver of the file.
+fn protocol(opened: &Opened) -> &'static str {
+    if opened.file.is_device() { "host_device" } else { "file" }
 }
 
 fn value(opened: &Opened, details: &Details) -> Json {
@@ -134,7 +140,7 @@ fn value(opened: &Opened, details: &Details) -> Json {
         "children": [],
         "virtual-size": file_length(opened),
         "filename": opened.path,
-        "format": "file",
+        "format": protocol(opened),
         "actual-size": actual,
         "format-specific": { "type": "file", "data": {} },
         "dirty-flag": false,

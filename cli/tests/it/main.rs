@@ -375,3 +375,64 @@ fn completions_and_the_manual_page_are_made() {
     }
     assert!(text(&scratch.ours(&["man"]).stdout).contains(".TH"));
 }
+
+/// A block device over a file of the scratch folder.
+struct Device(String);
+
+impl Device {
+    /// `None` where this user may not make one.
+    fn over(scratch: &Scratch, file: &str, options: &[&str]) -> Option<Device> {
+        let output = scratch.run("losetup", &[options, &["--find", "--show", file]].concat());
+        let name = text(&output.stdout).trim().to_string();
+        if output.status.success() {
+            return Some(Device(name));
+        }
+        eprintln!("no block device can be made here: {}", text(&output.stderr));
+        None
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn block_devices_are_images_too() {
+    let scratch = gallery();
+    let old = vec![0xa5; 10 << 20];
+    std::fs::write(scratch.path().join("device"), &old).unwrap();
+    let Some(device) = Device::over(&scratch, "device", &[]) else { return };
+    let name = device.0.as_str();
+    assert_same(&scratch, &["info", "-f", "raw", "--output=json", name]);
+    for options in [&[][..], &["-t", "none"]] {
+        let run = |command: &[&str]| {
+            let output = scratch.ours(&[command, options, &["a.qcow2", name]].concat());
+            assert!(output.status.success(), "{command:?} {options:?}: {}", text(&output.stderr));
+        };
+        // An image on the device; what was there before must not show.
+        std::fs::write(name, &old).unwrap();
+        run(&["convert", "-O", "qcow2"]);
+        for command in ["info", "info --output=json", "map --output=json", "check"] {
+            let mut args: Vec<&str> = command.split(' ').collect();
+            args.push(name);
+            assert_same(&scratch, &args);
+        }
+        scratch.make("qemu-img", &["compare", "a.qcow2", name]);
+        // The device is the disk.
+        for extra in [&[][..], &["-n"]] {
+            std::fs::write(name, &old).unwrap();
+            run(&[&["convert", "-O", "raw"], extra].concat());
+            scratch.make("qemu-img", &["compare", "-f", "qcow2", "-F", "raw", "a.qcow2", name]);
+        }
+    }
+    // It does not grow.
+    scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "big.qcow2", "32M"]);
+    assert_same(&scratch, &["convert", "-O", "raw", "big.qcow2", name]);
+    assert_same(&scratch, &["convert", "-n", "-O", "raw", "big.qcow2", name]);
+    drop(device);
+    let device = Device::over(&scratch, "device", &["--read-only"]).expect("one was made before");
+    assert_same(&scratch, &["info", "-f", "raw", &device.0]);
+    assert_same(&scratch, &["convert", "-n", "-O", "raw", "a.qcow2", &device.0]);
+}

@@ -34,6 +34,9 @@ pub(super) const OPTIONS: &[CreateOption] = &[
     option("refcount_bits", "num", "Width of a reference count entry in bits"),
 ];
 
+/// Zeroes are written in pieces of this many bytes.
+const ZERO_PIECE_BYTES: usize = 1 << 16;
+
 const fn option(name: &'static str, kind: &'static str, help: &'static str) -> CreateOption {
     CreateOption { name, kind, help }
 }
@@ -329,8 +332,13 @@ async fn create_image(context: CreateContext<'_>) -> Result<()> {
     if plan.data_file.is_some() && context.data_file.is_none() {
         return Err(Error::invalid("the external data file was not opened"));
     }
-    file.resize(0, Preallocation::Off).await?;
-    file.resize(places.end << cluster.bits(), Preallocation::Off).await?;
+    let metadata = Range::new(0, places.end << cluster.bits());
+    if file.info().zero_init {
+        file.resize(0, Preallocation::Off).await?;
+        file.resize(metadata.len, Preallocation::Off).await?;
+    } else {
+        zero_out(&*file, metadata).await?;
+    }
     let mut table = vec![0; (places.refcount_table_clusters << cluster.bits()) as usize];
     let per_block = (cluster.size() * 8) >> plan.refcount_order;
     for index in 0..places.blocks {
@@ -387,11 +395,30 @@ async fn preallocate(plan: &Plan, file: Arc<dyn Node>, data: Option<Arc<dyn Node
         if plan.data_file.is_none() {
             let end = allocation.host.at + allocation.guest.len.next_multiple_of(plan.cluster.size());
             grow(&*file, end, plan.preallocation).await?;
+            if !file.info().zero_init {
+                zero_out(&*file, Range::new(allocation.host.at, end - allocation.host.at)).await?;
+            }
         }
         format.commit(&allocation).await?;
         at = allocation.guest.end();
     }
     format.close().await
+}
+
+/// Zeroes what a device held before.
+async fn zero_out(file: &dyn Node, range: Range) -> Result<()> {
+    match file.write_zeroes(range, WriteFlags::default()).await {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {}
+        result => return result,
+    }
+    let zeroes = vec![0; ZERO_PIECE_BYTES];
+    let mut at = range.start;
+    while at < range.end() {
+        let len = (range.end() - at).min(ZERO_PIECE_BYTES as u64) as usize;
+        file.write(at, zeroes.get(..len).unwrap_or_default(), WriteFlags::default()).await?;
+        at += len as u64;
+    }
+    Ok(())
 }
 
 async fn grow(file: &dyn Node, end: u64, preallocation: Preallocation) -> Result<()> {
