@@ -18,7 +18,7 @@ use crate::sync::Mutex;
 /// Bytes of the disk that a worker takes at a time.
 const SEGMENT: u64 = 4 << 20;
 /// Largest single read or write.
-const BUFFER: usize = 1 << 20;
+const BUFFER: usize = 1 << 19;
 
 /// How a disk is copied.
 #[derive(Clone, Copy, Debug)]

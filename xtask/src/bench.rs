@@ -5,12 +5,16 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use wait4::Wait4;
 
 use crate::process::{cargo, command, output, run as run_process};
 
 const DISKETTE: &str = "target/release/diskette";
 const FOLDER: &str = "target/bench";
 const RUNS: usize = 9;
+const READS: u64 = 200_000;
+/// Bytes between reads: over the L2 tables.
+const STEP: u64 = (64 << 20) + (8 << 10);
 
 struct Case {
     name: &'static str,
@@ -47,37 +51,37 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         );
     }
     if filter.is_empty() {
-        random_reads()?;
+        scattered_reads()?;
         in_node()?;
     }
     Ok(())
 }
 
-/// Random 4 KiB reads, one at a time: through the library, and through qemu-io's commands (whose parsing counts).
-fn random_reads() -> Result<()> {
-    const READS: u64 = 20_000;
+/// Scattered 4 KiB reads: through the library, through `qemu-img bench`, and through qemu-nbd.
+fn scattered_reads() -> Result<()> {
     let image = std::fs::canonicalize(path("half.qcow2"))?;
     let image = image.to_string_lossy();
-    let mut commands = String::new();
-    let mut state = 1u64;
-    for _ in 0..READS {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        commands.push_str(&format!("read -q {} 4k\n", (state >> 20) % (1 << 20) * 4096));
-    }
-    let mut rates = Vec::new();
-    for _ in 0..RUNS {
-        let begun = Instant::now();
-        let mut child = command("qemu-io")
-            .args(["-r", "-f", "qcow2", &image])
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null())
-            .spawn()?;
-        std::io::Write::write_all(&mut child.stdin.take().context("no input")?, commands.as_bytes())?;
-        child.wait()?;
-        rates.push((READS as f64 / begun.elapsed().as_secs_f64(), 0.0));
-    }
-    let ours = output(&mut cargo(&["bench", "--quiet", "--locked", "--bench", "random_reads", "--", &image]))?;
-    println!("\nrandom 4 KiB reads, one at a time: qemu-io {:.0} reads/s, library {}", median(rates).0, ours.trim());
+    run_process(command("cat").arg(&*image).stdout(std::process::Stdio::null()))?;
+    let rate = |depth: &str| -> Result<f64> {
+        let (count, step) = (READS.to_string(), STEP.to_string());
+        let args = ["bench", "-c", &count, "-d", depth, "-s", "4096", "-S", &step, "-f", "qcow2", &image];
+        let text = output(command("qemu-img").args(args))?;
+        let seconds = text.split(' ').rev().nth(1).and_then(|number| number.parse::<f64>().ok());
+        Ok(READS as f64 / seconds.context("qemu-img bench says no time")?)
+    };
+    let rates =
+        |depth| -> Result<f64> { Ok(median((0..5).map(|_| Ok((rate(depth)?, 0.0))).collect::<Result<_>>()?).0) };
+    let ours = output(&mut cargo(&["bench", "--quiet", "--locked", "--bench", "reads", "--", &image]))?;
+    let mut ours = ours.split_whitespace().filter_map(|number| number.parse::<f64>().ok());
+    let (small, large) = (ours.next().unwrap_or_default(), ours.next().unwrap_or_default());
+    println!();
+    println!(
+        "scattered 4 KiB reads a second: library {small:.0}; qemu-img bench {:.0}, 64 in flight {:.0};",
+        rates("1")?,
+        rates("64")?
+    );
+    println!("qemu-nbd over a socket, 16 in flight: {:.0}", crate::nbd::reads_per_second(&image, READS, STEP)?);
+    println!("1 GiB in reads of 1 MiB through the library: {:.3} s", 1024.0 / large);
     Ok(())
 }
 
@@ -97,32 +101,15 @@ fn measure(program: &str, case: &Case) -> Result<(f64, f64)> {
         let _ = std::fs::remove_file(target);
         run_process(&mut command("sync"))?;
     }
-    let memory = format!("{FOLDER}/memory");
     let begun = Instant::now();
-    let status = Command::new("python3")
-        .args(["-c", MEASURE, &memory, program])
-        .args(&case.args)
-        .stdout(std::process::Stdio::null())
-        .status()?;
+    let mut child = Command::new(program).args(&case.args).stdout(std::process::Stdio::null()).spawn()?;
+    let used = child.wait4()?;
     let wall = begun.elapsed().as_secs_f64();
-    if !status.success() {
+    if !used.status.success() {
         bail!("{program} {:?} failed", case.args);
     }
-    let text = std::fs::read_to_string(&memory).context("no measurement")?;
-    let mut numbers = text.split(' ').filter_map(|number| number.trim().parse::<f64>().ok());
-    Ok((numbers.next().unwrap_or(wall), numbers.next().unwrap_or(0.0) / 1024.0))
+    Ok((wall, used.rusage.maxrss as f64 / f64::from(1 << 20)))
 }
-
-/// Runs a program and notes its time and its peak memory, without its own start counted.
-const MEASURE: &str = "
-import resource, subprocess, sys, time
-begun = time.perf_counter()
-code = subprocess.call(sys.argv[2:], stdout=subprocess.DEVNULL)
-took = time.perf_counter() - begun
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-open(sys.argv[1], 'w').write(f'{took} {peak}')
-sys.exit(code)
-";
 
 fn median(mut values: Vec<(f64, f64)>) -> (f64, f64) {
     values.sort_by(|one, other| one.0.total_cmp(&other.0));
