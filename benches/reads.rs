@@ -31,7 +31,7 @@ fn main() {
         }
         reads as f64 / begun.elapsed().as_secs_f64()
     };
-    let mut median = |reads, len, step| {
+    let median = |reads, len, step| {
         let mut rates: Vec<f64> = (0..5).map(|_| run(reads, len, step)).collect();
         rates.sort_by(f64::total_cmp);
         rates[2]

@@ -165,6 +165,8 @@ pub struct WriteFlags {
     pub serialising: bool,
     /// Fail with [`ErrorKind::Unsupported`] rather than write zero bytes one by one.
     pub no_fallback: bool,
+    /// Store whole clusters compressed, where that saves space.
+    pub compressed: bool,
 }
 
 /// How space added by growing, or of a new image, is set aside.

@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Look at an image that nobody trusts: nothing it names is opened
     Inspect(InspectArgs),
+    /// Exercise an image: reads, writes and more, one command at a time
+    Io(IoArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -250,4 +252,54 @@ pub(crate) struct InspectArgs {
     /// The image
     #[arg(value_name = "FILENAME")]
     pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+#[command(disable_version_flag = true)]
+pub(crate) struct IoArgs {
+    /// The image is a list of options such as driver=qcow2,file.filename=disk.img
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+    /// Run a command; may be given several times. Without, commands are read from standard input
+    #[arg(short = 'c', long = "cmd", value_name = "STRING")]
+    pub(crate) commands: Vec<String>,
+    /// Format of the image; guessed from its contents without
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<String>,
+    /// Open the image read-only
+    #[arg(short = 'r', long)]
+    pub(crate) read_only: bool,
+    /// Write to a temporary image instead
+    #[arg(short = 's', long)]
+    pub(crate) snapshot: bool,
+    /// Cache mode none
+    #[arg(short = 'n', long)]
+    pub(crate) nocache: bool,
+    /// Store what is read from the backing image
+    #[arg(short = 'C', long)]
+    pub(crate) copy_on_read: bool,
+    /// Accepted; buffers are always aligned as the file needs it
+    #[arg(short = 'm', long)]
+    pub(crate) misalign: bool,
+    /// Accepted; has no effect
+    #[arg(short = 'k', long)]
+    pub(crate) native_aio: bool,
+    /// Accepted; has no effect
+    #[arg(short = 'i', long, value_name = "MODE")]
+    pub(crate) aio: Option<String>,
+    /// Cache mode
+    #[arg(short = 't', long, value_name = "MODE")]
+    pub(crate) cache: Option<String>,
+    /// Whether discards reach the image: unmap or ignore
+    #[arg(short = 'd', long, value_name = "MODE")]
+    pub(crate) discard: Option<String>,
+    /// Accepted; has no effect
+    #[arg(short = 'T', long, value_name = "EVENTS")]
+    pub(crate) trace: Option<String>,
+    /// Open the image even if another process has it open for writing
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+    /// The image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: Option<String>,
 }

@@ -4,15 +4,17 @@
 mod args;
 mod commands;
 mod human;
+mod io;
 mod number;
 mod open;
 mod output;
+mod program;
 mod progress;
 mod usage;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
 use args::{Cli, Command};
 
@@ -50,6 +52,9 @@ impl From<diskette::Error> for Failure {
 }
 
 fn main() -> ExitCode {
+    if program::name() == "qemu-io" {
+        return exerciser();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
@@ -71,14 +76,35 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Io(args) => io::run(&args),
         Command::Completions { shell } => completions(shell),
         Command::Man { command } => man(command.as_deref()),
     };
+    end(outcome)
+}
+
+fn end(outcome: Outcome) -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("diskette: {}", failure.message);
+            eprintln!("{}: {}", program::name(), failure.message);
             ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// The program as `qemu-io`, which is nothing but the command `io`.
+fn exerciser() -> ExitCode {
+    let command = args::IoArgs::augment_args(clap::Command::new("qemu-io").about("QEMU Disk exerciser"));
+    match command.try_get_matches().and_then(|matches| args::IoArgs::from_arg_matches(&matches)) {
+        Ok(args) => end(io::run(&args)),
+        Err(error) if error.use_stderr() => {
+            eprintln!("{}", error.render());
+            ExitCode::FAILURE
+        }
+        Err(help) => {
+            output::print(&help.to_string());
+            ExitCode::SUCCESS
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use diskette::drivers::{Drivers, OpenOptions};
 use diskette::engine::status::Chain;
 use diskette::native::{CacheMode, File, FileOpener, FileOptions, Locking, resolve};
-use diskette::{Budgets, Error, Gate, Image, Node, Policy, block_on};
+use diskette::{Budgets, Error, Gate, Image, ImageOptions, Node, Policy, block_on};
 
 use crate::Failure;
 use crate::args::ImageArgs;
@@ -19,6 +19,8 @@ pub(crate) struct Wish {
     pub(crate) force_share: bool,
     pub(crate) cache: CacheMode,
     pub(crate) writable: bool,
+    /// Discards reach the image.
+    pub(crate) discard: bool,
     /// Only metadata of this one image.
     pub(crate) structure_only: bool,
     /// The contents are read: an image that is encrypted is refused.
@@ -175,6 +177,7 @@ pub(crate) fn open_plainly(name: &str, wish: &Wish) -> Result<Opened, Failure> {
     let open_options = OpenOptions {
         format: described.format.clone(),
         read_only: !wish.writable,
+        image: ImageOptions { discard: wish.discard, ..ImageOptions::default() },
         gate: Gate::new(Policy::Allow, Arc::new(opener)),
         budgets: Budgets { check_bytes: 8 << 30, ..Budgets::default() },
         structure_only: wish.structure_only,

@@ -1,6 +1,34 @@
 //! Raw deflate streams (RFC 1951).
 
+use alloc::vec::Vec;
+
 use crate::error::{Error, ErrorKind, Result};
+
+/// Compresses with a window of 4 KiB (12 bits), the largest that readers of qcow2 accept. `None` if the result is not
+/// smaller than `limit` bytes.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] without the `fast-codecs` feature.
+#[cfg(feature = "fast-codecs")]
+pub fn deflate(from: &[u8], limit: usize) -> Result<Option<Vec<u8>>> {
+    const WINDOW_BITS: u8 = 12;
+    let mut encoder = flate2::Compress::new_with_window_bits(flate2::Compression::default(), false, WINDOW_BITS);
+    let mut into = alloc::vec![0; limit.saturating_sub(1)];
+    let status = encoder
+        .compress(from, &mut into, flate2::FlushCompress::Finish)
+        .map_err(|error| Error::new(ErrorKind::Io, alloc::format!("deflate failed: {error}")))?;
+    into.truncate(encoder.total_out() as usize);
+    Ok((status == flate2::Status::StreamEnd).then_some(into))
+}
+
+/// Refuses: the encoder is part of the `fast-codecs` feature.
+///
+/// # Errors
+/// Always [`ErrorKind::Unsupported`].
+#[cfg(not(feature = "fast-codecs"))]
+pub fn deflate(_from: &[u8], _limit: usize) -> Result<Option<Vec<u8>>> {
+    Err(Error::new(ErrorKind::Unsupported, "writing zlib compression is not part of this build"))
+}
 
 /// Expands a raw deflate stream until `into` is full. Bytes of `from` after that are ignored.
 ///

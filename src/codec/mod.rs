@@ -3,5 +3,5 @@
 mod deflate;
 mod zstd;
 
-pub use deflate::inflate;
-pub use zstd::unzstd;
+pub use deflate::{deflate, inflate};
+pub use zstd::{unzstd, zstd};

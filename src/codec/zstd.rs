@@ -1,6 +1,30 @@
 //! Zstandard frames (RFC 8878).
 
+use alloc::vec::Vec;
+
 use crate::error::{Error, ErrorKind, Result};
+
+/// Compresses to one frame. `None` if the result is not smaller than `limit` bytes.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] without the `fast-codecs` feature.
+#[cfg(feature = "fast-codecs")]
+pub fn zstd(from: &[u8], limit: usize) -> Result<Option<Vec<u8>>> {
+    let failed = |error: std::io::Error| Error::new(ErrorKind::Io, alloc::format!("zstd failed: {error}"));
+    let mut encoder = zstd_c::bulk::Compressor::new(zstd_c::DEFAULT_COMPRESSION_LEVEL).map_err(failed)?;
+    let mut into = Vec::with_capacity(zstd_c::zstd_safe::compress_bound(from.len()));
+    encoder.compress_to_buffer(from, &mut into).map_err(failed)?;
+    Ok((into.len() < limit).then_some(into))
+}
+
+/// Refuses: the encoder is part of the `fast-codecs` feature.
+///
+/// # Errors
+/// Always [`ErrorKind::Unsupported`].
+#[cfg(not(feature = "fast-codecs"))]
+pub fn zstd(_from: &[u8], _limit: usize) -> Result<Option<Vec<u8>>> {
+    Err(Error::new(ErrorKind::Unsupported, "writing zstd compression is not part of this build"))
+}
 
 /// Expands zstd frames until `into` is full. Bytes of `from` after that are ignored.
 ///

@@ -154,6 +154,29 @@ pub trait Format: Send + Sync {
         Op::ok(())
     }
 
+    /// Compresses the contents of one cluster. `None` if that saves nothing.
+    fn compress(&self, cluster: &[u8]) -> Result<Option<Vec<u8>>> {
+        let _ = cluster;
+        Err(Error::unsupported("this format has no compressed extents"))
+    }
+
+    /// Stores what [`Format::compress`] gave for the cluster at guest offset `at`, and links it.
+    fn store_compressed<'a>(&'a self, at: u64, compressed: &'a [u8]) -> Op<'a, ()> {
+        let _ = (at, compressed);
+        Op::err(Error::unsupported("this format has no compressed extents"))
+    }
+
+    /// Where the state of a virtual machine is stored, as a guest offset beyond the end of the disk.
+    fn vm_state_offset(&self) -> Option<u64> {
+        None
+    }
+
+    /// Makes sure that VM state up to the guest offset `end` can be mapped.
+    fn reserve_vm_state<'a>(&'a self, end: u64) -> Op<'a, ()> {
+        let _ = end;
+        Op::err(Error::unsupported("this format cannot store the state of a virtual machine"))
+    }
+
     /// The granularity of [`Format::zero`] and [`Format::discard`] in bytes, a power of two.
     fn zero_granularity(&self) -> u64 {
         1

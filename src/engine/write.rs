@@ -30,6 +30,11 @@ impl Image {
         if from.is_empty() {
             return Op::ok(());
         }
+        if flags.compressed {
+            return Op::future(
+                async move { self.write_compressed(at, from).await.map_err(|error| self.explain(error)) },
+            );
+        }
         if self.options.detect_zeroes != DetectZeroes::Off && is_zero(from) {
             let may_unmap = self.options.detect_zeroes == DetectZeroes::Unmap;
             return self.write_zeroes(range, WriteFlags { may_unmap, ..flags });
@@ -63,6 +68,92 @@ impl Image {
             };
             write.await.map_err(|error| self.explain(error))
         })
+    }
+
+    /// Writes whole clusters, compressed where that saves space. The last cluster of the disk may be a part.
+    async fn write_compressed(&self, at: u64, from: &[u8]) -> Result<()> {
+        let cluster = self.granularity();
+        let length = self.format.info().length;
+        let ends_well = |end: u64| end.is_multiple_of(cluster) || end == length;
+        if !at.is_multiple_of(cluster) || !ends_well(at + from.len() as u64) {
+            return Err(Error::invalid(alloc::format!(
+                "compressed data comes in clusters of {cluster} bytes, not {} bytes at offset {at}",
+                from.len()
+            )));
+        }
+        let request = self.requests.begin(RequestKind::Write, Range::new(at, from.len() as u64));
+        request.mark_serialising(cluster);
+        request.wait().await;
+        let mut padded = Vec::new();
+        for (index, part) in (0u64..).zip(from.chunks(cluster as usize)) {
+            let start = at + index * cluster;
+            let whole = if part.len() as u64 == cluster {
+                part
+            } else {
+                padded.extend_from_slice(part);
+                padded.resize(cluster as usize, 0);
+                &padded
+            };
+            match self.format.compress(whole)? {
+                Some(compressed) => self.format.store_compressed(start, &compressed).await?,
+                None => self.write_mapped(&request, start, part).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads VM state, `at` bytes from where it begins. What was never written reads as zeroes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the format cannot store it.
+    pub async fn read_vm_state(&self, at: u64, mut into: &mut [u8]) -> Result<()> {
+        let mut at = self.vm_state_place(at, into.len())?;
+        while !into.is_empty() {
+            let extent = self.format.map(Range::new(at, into.len() as u64), Want::Allocation).await?;
+            let len = extent.len.min(into.len() as u64);
+            let (part, rest) = into.split_at_mut(len as usize);
+            match extent.state {
+                // The backing image has nothing to say here, even where it is longer than this disk.
+                State::Unallocated => part.fill(0),
+                _ => self.read_mapped(at, part).await.map_err(|error| self.explain(error))?,
+            }
+            into = rest;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Writes VM state, `at` bytes from where it begins.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the format cannot store it; as for a write otherwise.
+    pub async fn write_vm_state(&self, at: u64, from: &[u8]) -> Result<()> {
+        self.check_write(Range::default())?;
+        let start = self.vm_state_place(at, from.len())?;
+        let range = Range::new(start, from.len() as u64);
+        let request = self.requests.begin(RequestKind::Write, range);
+        request.mark_serialising(self.granularity());
+        request.wait().await;
+        let write = async {
+            self.format.reserve_vm_state(range.end()).await?;
+            self.write_mapped(&request, start, from).await
+        };
+        write.await.map_err(|error| self.explain(error))
+    }
+
+    /// Where VM state begins, as a guest offset, if the format can store it.
+    pub fn vm_state_offset(&self) -> Option<u64> {
+        self.format.vm_state_offset()
+    }
+
+    fn vm_state_place(&self, at: u64, len: usize) -> Result<u64> {
+        let start = self.format.vm_state_offset().ok_or_else(|| {
+            self.explain(Error::unsupported("this format cannot store the state of a virtual machine"))
+        })?;
+        match start.checked_add(at).filter(|start| start.checked_add(len as u64).is_some()) {
+            Some(start) => Ok(start),
+            None => Err(self.explain(Error::invalid("VM state offset out of range"))),
+        }
     }
 
     /// The unit in which requests exclude each other when they change the mapping.
@@ -152,8 +243,11 @@ impl Image {
         Ok(bytes)
     }
 
-    /// What the guest sees now, with zeroes beyond the end of the image.
+    /// What the guest sees now, with zeroes beyond the end of the image, or the VM state behind it.
     async fn read_old(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        if let Some(state) = self.format.vm_state_offset().filter(|state| *state <= at) {
+            return self.read_vm_state(at - state, into).await;
+        }
         let available = self.format.info().length.saturating_sub(at).min(into.len() as u64) as usize;
         let (part, rest) = into.split_at_mut(available);
         rest.fill(0);

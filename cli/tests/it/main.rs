@@ -1,6 +1,7 @@
 //! The program against qemu-img: same flags, output and exit codes.
 
 mod corpus;
+mod io;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

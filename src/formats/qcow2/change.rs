@@ -65,6 +65,7 @@ impl Qcow2 {
             return Ok(());
         }
         let mut refcounts = self.refcounts.lock().await;
+        self.pad_file().await?;
         self.write_back(&mut refcounts).await?;
         while refcounts.has_unreferenced() || self.cache.is_dirty() {
             self.write_back(&mut refcounts).await?;
@@ -87,7 +88,7 @@ impl Qcow2 {
     }
 
     /// Makes room in the cache for more changes.
-    async fn make_room(&self, refcounts: &mut Refcounts) -> Result<()> {
+    pub(super) async fn make_room(&self, refcounts: &mut Refcounts) -> Result<()> {
         if self.cache.is_full() {
             self.write_back(refcounts).await?;
             if self.cache.is_full() {
@@ -100,7 +101,7 @@ impl Qcow2 {
     }
 
     /// The L2 table for guest offset `start`, in memory and ours alone; made or copied if need be.
-    async fn own_l2_table(&self, refcounts: &mut Refcounts, start: u64) -> Result<u64> {
+    pub(super) async fn own_l2_table(&self, refcounts: &mut Refcounts, start: u64) -> Result<u64> {
         let index = start / self.header.l2_coverage();
         let entry = loop {
             match self.l1_entry(index) {
@@ -131,12 +132,12 @@ impl Qcow2 {
         Ok(at)
     }
 
-    fn entry(&self, table: u64, index: u64) -> L2Entry {
+    pub(super) fn entry(&self, table: u64, index: u64) -> L2Entry {
         let extended = self.header.is_extended();
         self.cache.peek(table, |bytes| L2Entry::read(bytes, index, extended)).flatten().unwrap_or_default()
     }
 
-    fn set_entry(&self, table: u64, index: u64, entry: L2Entry) {
+    pub(super) fn set_entry(&self, table: u64, index: u64, entry: L2Entry) {
         let size = self.header.l2_entry_size() as usize;
         self.cache.modify(table, index as usize * size, size, |place| entry.write(place));
     }
@@ -251,7 +252,7 @@ impl Qcow2 {
     }
 
     /// Notes that an entry does not refer to its clusters any more.
-    fn release_entry(&self, refcounts: &mut Refcounts, old: L2Entry) {
+    pub(super) fn release_entry(&self, refcounts: &mut Refcounts, old: L2Entry) {
         let cluster = self.header.cluster;
         if old.is_compressed() {
             let (at, stored) = compressed(old.word, cluster);

@@ -1,10 +1,11 @@
 //! qcow2, versions 2 and 3 (QEMU's docs/interop/qcow2).
 //!
 //! Bytes: [`header`], [`extension`], [`table`], `snapshot`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
-//! `change` (everything that alters the mapping), `check`, `create`, `describe`, `resize`.
+//! `change` (everything that alters the mapping), `compress`, `check`, `create`, `describe`, `resize`.
 
 mod change;
 mod check;
+mod compress;
 mod create;
 mod describe;
 pub mod extension;
@@ -167,6 +168,23 @@ impl Format for Qcow2 {
 
     fn abandon<'a>(&'a self, allocation: &'a Allocation) -> Op<'a, ()> {
         Op::future(self.abandon_write(allocation))
+    }
+
+    fn compress(&self, cluster: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.compress_cluster(cluster)
+    }
+
+    fn store_compressed<'a>(&'a self, at: u64, compressed: &'a [u8]) -> Op<'a, ()> {
+        Op::future(self.store_cluster(at, compressed))
+    }
+
+    fn vm_state_offset(&self) -> Option<u64> {
+        let coverage = self.header.l2_coverage();
+        Some(self.geometry().size.div_ceil(coverage) * coverage)
+    }
+
+    fn reserve_vm_state<'a>(&'a self, end: u64) -> Op<'a, ()> {
+        Op::future(self.reserve_l1(end))
     }
 
     fn zero_granularity(&self) -> u64 {

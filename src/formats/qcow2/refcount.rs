@@ -17,13 +17,15 @@ pub(super) struct Refcounts {
     table_clusters: u64,
     /// No cluster before this index is free.
     first_free: u64,
+    /// Where the next compressed cluster goes: behind the one before, in a host cluster that they share. 0 if nowhere.
+    compressed_end: u64,
     /// Clusters that nothing refers to any more, once the tables that say so are on disk.
     unreferenced: Vec<u64>,
 }
 
 impl Refcounts {
     pub(super) fn new(table_offset: u64, table_clusters: u64) -> Self {
-        Refcounts { table_offset, table_clusters, first_free: 0, unreferenced: Vec::new() }
+        Refcounts { table_offset, table_clusters, first_free: 0, compressed_end: 0, unreferenced: Vec::new() }
     }
 
     /// Offset and clusters of the refcount table.
@@ -272,6 +274,66 @@ impl Qcow2 {
         outcome
     }
 
+    /// Takes `len` bytes, less than a cluster, for compressed data. They share host clusters with those taken before,
+    /// and each host cluster they touch is referred to once more.
+    pub(super) async fn take_bytes(&self, refcounts: &mut Refcounts, len: u64) -> Result<u64> {
+        let cluster = self.header.cluster;
+        let shared = refcounts.compressed_end;
+        let room = if shared == 0 { 0 } else { cluster.size() - cluster.within(shared) };
+        let can_share = room > 0 && self.can_add_reference(refcounts, shared).await?;
+        let at = if can_share && len <= room {
+            self.add_reference(refcounts, shared).await?;
+            shared
+        } else {
+            let (fresh, _) = self.take_clusters(refcounts, 1).await?;
+            if can_share && fresh == shared + room {
+                self.add_reference(refcounts, shared).await?;
+                shared
+            } else {
+                fresh
+            }
+        };
+        let end = at + len;
+        refcounts.compressed_end = if cluster.is_aligned(end) { 0 } else { end };
+        Ok(at)
+    }
+
+    async fn can_add_reference(&self, refcounts: &Refcounts, host: u64) -> Result<bool> {
+        let bits = self.header.refcount_bits();
+        let largest = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
+        Ok((1..largest).contains(&self.reference_count(refcounts, host).await?))
+    }
+
+    /// The refcount of the cluster that holds `host`.
+    pub(super) async fn reference_count(&self, refcounts: &Refcounts, host: u64) -> Result<u64> {
+        let index = host >> self.header.cluster.bits();
+        match self.block_offset(refcounts, index / self.refcounts_per_block()).await? {
+            0 => Ok(0),
+            at => {
+                self.load_block(at).await?;
+                let entry = index % self.refcounts_per_block();
+                let order = self.header.raw.refcount_order;
+                Ok(self.cache.peek(at, |bytes| refcount(bytes, entry, order)).flatten().unwrap_or(0))
+            }
+        }
+    }
+
+    /// Adds a reference to the cluster that holds `host`, which is in use already.
+    pub(super) async fn add_reference(&self, refcounts: &mut Refcounts, host: u64) -> Result<()> {
+        let count = self.reference_count(refcounts, host).await?;
+        if !self.can_add_reference(refcounts, host).await? {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                alloc::format!("a cluster with refcount {count} cannot be referred to once more"),
+            )
+            .at_offset(host));
+        }
+        let index = host >> self.header.cluster.bits();
+        let block = self.block_offset(refcounts, index / self.refcounts_per_block()).await?;
+        self.set_in_block(block, index % self.refcounts_per_block(), 1, count + 1);
+        Ok(())
+    }
+
     fn set_in_block(&self, block: u64, first: u64, count: u64, value: u64) {
         let order = self.header.raw.refcount_order;
         let (start, _) = refcount_place(first, order);
@@ -309,6 +371,9 @@ impl Qcow2 {
         self.set_in_block(block, entry, 1, count - 1);
         if count == 1 {
             refcounts.first_free = refcounts.first_free.min(index);
+            if refcounts.compressed_end >> self.header.cluster.bits() == index {
+                refcounts.compressed_end = 0;
+            }
             self.cache.forget(host);
         }
         Ok(count == 1)

@@ -39,11 +39,27 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Makes sure that the L1 table reaches to guest offset `end`.
+    pub(super) async fn reserve_l1(&self, end: u64) -> Result<()> {
+        let needed = self.header.l1_entries_for(end);
+        if needed <= self.geometry().l1_entries {
+            return Ok(());
+        }
+        if needed > MAX_L1_BYTES / 8 {
+            return Err(Error::new(ErrorKind::TooLarge, "the L1 table would be larger than 32 MiB"));
+        }
+        self.begin_changing().await?;
+        self.grow_l1_table(needed).await
+    }
+
     /// Moves the L1 table to a larger place. The header points to the new one once all of it is on disk.
     async fn grow_l1_table(&self, entries: u64) -> Result<()> {
         let mut refcounts = self.refcounts.lock().await;
         let cluster = self.header.cluster;
         let old = self.geometry();
+        if entries <= old.l1_entries {
+            return Ok(());
+        }
         let entries = entries.max(old.l1_entries + old.l1_entries / 2).min(MAX_L1_BYTES / 8);
         let at = self.take_contiguous(&mut refcounts, cluster.count(entries * 8)).await?;
         self.write_back(&mut refcounts).await?;

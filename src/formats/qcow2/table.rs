@@ -29,6 +29,13 @@ pub fn compressed(entry: u64, cluster: ClusterBits) -> (u64, u32) {
     (at, stored as u32)
 }
 
+/// The entry for compressed data of `len` bytes at `at`.
+pub fn compressed_word(at: u64, len: u64, cluster: ClusterBits) -> u64 {
+    let offset_bits = 62 - (cluster.bits() - 8);
+    let more_sectors = ((at + len - 1) >> 9) - (at >> 9);
+    COMPRESSED | more_sectors << offset_bits | at
+}
+
 /// What an L2 entry says about a cluster or a subcluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapping {

@@ -1,0 +1,186 @@
+//! The open image, requests in the background, and how a line becomes a command.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use diskette::native::CacheMode;
+use diskette::{Image, block_on};
+
+use super::commands::{self, Command, Outcome, Problem};
+use super::getopt::Given;
+use crate::open::{self, Opened, Wish};
+use crate::{Failure, output, program};
+
+/// How images are opened unless a command says otherwise.
+#[derive(Clone, Debug)]
+pub(super) struct Defaults {
+    pub(super) read_only: bool,
+    pub(super) force_share: bool,
+    pub(super) snapshot: bool,
+    pub(super) copy_on_read: bool,
+    pub(super) cache: Option<CacheMode>,
+    pub(super) discard: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Defaults {
+            read_only: false,
+            force_share: false,
+            snapshot: false,
+            copy_on_read: false,
+            cache: None,
+            discard: true,
+        }
+    }
+}
+
+/// What was opened, and how, so that it can be opened anew.
+struct Current {
+    opened: Opened,
+    name: String,
+    wish: Wish,
+}
+
+pub(super) struct Shell {
+    defaults: Defaults,
+    current: Option<Current>,
+    background: Vec<JoinHandle<String>>,
+    has_quit: bool,
+}
+
+impl Shell {
+    pub(super) fn new(defaults: Defaults) -> Self {
+        Shell { defaults, current: None, background: Vec::new(), has_quit: false }
+    }
+
+    pub(super) fn has_quit(&self) -> bool {
+        self.has_quit
+    }
+
+    pub(super) fn quit(&mut self) {
+        self.has_quit = true;
+    }
+
+    pub(super) fn defaults(&self) -> Defaults {
+        self.defaults.clone()
+    }
+
+    /// The open image. Commands that need one are not run without.
+    pub(super) fn image(&self) -> Result<Arc<Image>, Problem> {
+        self.current.as_ref().map(|current| current.opened.image.clone()).ok_or(Problem::Said)
+    }
+
+    pub(super) fn open(
+        &mut self,
+        name: &str,
+        format: Option<&str>,
+        image_opts: bool,
+        how: Defaults,
+    ) -> Result<(), Failure> {
+        if self.current.is_some() {
+            return Err(Failure::new("file open already, try 'help close'"));
+        }
+        for (asked, what) in [(how.snapshot, "-s"), (how.copy_on_read, "-C")] {
+            if asked {
+                return Err(Failure::new(format!("{what} is not supported")));
+            }
+        }
+        let wish = Wish {
+            format: format.map(str::to_string),
+            image_opts,
+            force_share: how.force_share,
+            cache: how.cache.unwrap_or_default(),
+            writable: !how.read_only,
+            discard: how.discard,
+            ..Wish::default()
+        };
+        let opened = open::open_plainly(name, &wish).map_err(|failure| {
+            let device = if image_opts { String::new() } else { format!(" {name}") };
+            failure.within(&format!("can't open device{device}"))
+        })?;
+        self.current = Some(Current { opened, name: name.to_string(), wish });
+        Ok(())
+    }
+
+    /// Closes the image and opens it again with other options.
+    pub(super) fn reopen(&mut self, change: impl FnOnce(&mut Wish)) -> Result<(), Failure> {
+        self.drain();
+        let Some(Current { opened, name, mut wish }) = self.current.take() else { return Ok(()) };
+        block_on(opened.image.close())?;
+        drop(opened);
+        change(&mut wish);
+        let opened = open::open_plainly(&name, &wish)?;
+        self.current = Some(Current { opened, name, wish });
+        Ok(())
+    }
+
+    /// Waits for what runs in the background and says what became of it.
+    pub(super) fn drain(&mut self) {
+        for request in self.background.drain(..) {
+            if let Ok(text) = request.join() {
+                output::print(&text);
+            }
+        }
+    }
+
+    pub(super) fn in_background(&mut self, request: impl FnOnce() -> String + Send + 'static) {
+        self.background.push(std::thread::spawn(request));
+    }
+
+    pub(super) fn close(&mut self) {
+        self.drain();
+        if let Some(current) = self.current.take()
+            && let Err(error) = block_on(current.opened.image.close())
+        {
+            complain(&Failure::from(error).message);
+        }
+    }
+
+    /// Runs one line. Says whether it succeeded.
+    pub(super) fn execute(&mut self, line: &str) -> bool {
+        let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+        let Some((name, rest)) = words.split_first() else { return true };
+        let Some(command) = commands::find(name) else {
+            eprintln!("command \"{name}\" not found");
+            return false;
+        };
+        if command.needs_image && self.current.is_none() {
+            eprintln!("no file open, try 'help open'");
+            return false;
+        }
+        let outcome = self.parse_and_run(command, rest);
+        match outcome {
+            Ok(()) => true,
+            Err(Problem::Said) => false,
+            Err(Problem::Text(text)) => {
+                output::line(&text);
+                false
+            }
+            Err(Problem::Failure(failure)) => {
+                complain(&failure.message);
+                false
+            }
+            Err(Problem::Usage) => {
+                output::line(&command.one_line());
+                false
+            }
+        }
+    }
+
+    fn parse_and_run(&mut self, command: &Command, words: &[&str]) -> Outcome {
+        if let Some(wrong) = command.wrong_count(words.len()) {
+            eprintln!("{wrong}");
+            return Err(Problem::Said);
+        }
+        let given = Given::parse(words, command.options).map_err(|wrong| {
+            eprintln!("{}: {wrong}", command.name);
+            Problem::Usage
+        })?;
+        (command.run)(self, &given)
+    }
+}
+
+fn complain(message: &str) {
+    eprintln!("{}: {message}", program::name());
+}
