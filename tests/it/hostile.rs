@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use diskette::drivers::OpenOptions;
-use diskette::{ErrorKind, Gate, Memory, Node, Policy, block_on};
+use diskette::native::{File, FileOptions};
+use diskette::{Budgets, ErrorKind, Gate, Memory, Node, Policy, Range, Want, block_on};
 
-use crate::support::{Random, create, open, read, with_files, writable, write};
+use crate::support::{Random, Scratch, create, open, oracle, read, with_files, writable, write};
 
 fn patched(options: &[(&str, &str)], patches: &[(usize, &[u8])]) -> Arc<Memory> {
     let mut bytes = create(1 << 20, options);
@@ -269,4 +270,102 @@ fn what_a_missing_backing_image_holds_is_never_made_up() {
             write(&*image, 0, &[1; 65536]).expect("a whole cluster needs nothing");
         }
     }
+}
+
+/// An image with one compressed cluster, and where its data is.
+fn compressed_image(kind: &str) -> (Scratch, String, u64) {
+    let scratch = Scratch::new("bomb");
+    let (raw, path) = (scratch.path("source.raw"), scratch.path("image.qcow2"));
+    std::fs::write(&raw, (0..65536u64).map(|at| (at / 3) as u8).collect::<Vec<u8>>()).unwrap();
+    oracle("qemu-img", &["convert", "-c", "-O", "qcow2", "-o", &format!("compression_type={kind}"), &raw, &path]);
+    let image = open(Memory::new(std::fs::read(&path).unwrap()), &OpenOptions::default()).unwrap();
+    let extent = block_on(image.map(Range::new(0, 65536), Want::Allocation)).unwrap();
+    (scratch, path, extent.host.unwrap().at)
+}
+
+#[test]
+fn a_compressed_cluster_expands_to_a_cluster_and_no_more() {
+    // Runs of one byte: 200 bytes of deflate data for 64 KiB, and of zstd data for gigabytes.
+    let blocks = |count: usize| -> Vec<u8> {
+        // Frame with a window of 1 MiB and `count` blocks, each 128 KiB of one byte; the last one says so.
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x50];
+        for index in 0..count {
+            let header = (128u32 << 10) << 3 | 1 << 1 | u32::from(index + 1 == count);
+            frame.extend_from_slice(&header.to_le_bytes()[..3]);
+            frame.push(b'x');
+        }
+        frame
+    };
+    let huge_window = [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xf8][..], &[0x03, 0x00, 0x10, b'x'][..]].concat();
+    for (kind, stream, reads) in
+        [("zstd", blocks(400), Some(b'x')), ("zstd", huge_window, None), ("zlib", deflate_run(1 << 20), Some(b'x'))]
+    {
+        let (_scratch, path, at) = compressed_image(kind);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = at as usize;
+        bytes.resize(bytes.len().max(at + stream.len()), 0);
+        bytes[at..at + stream.len()].copy_from_slice(&stream);
+        // The entry names enough sectors.
+        let image = open(Memory::new(bytes.clone()), &OpenOptions::default()).unwrap();
+        let begun = std::time::Instant::now();
+        let result = read(&*image, 0, 65536);
+        assert!(begun.elapsed().as_secs() < 5, "{kind}");
+        match reads {
+            Some(byte) => assert!(result.unwrap().iter().all(|found| *found == byte), "{kind}"),
+            None => assert_eq!(result.unwrap_err().kind(), ErrorKind::Corrupt, "{kind}"),
+        }
+        // The budget is asked before anything is expanded.
+        let budgets = Budgets { expanded_bytes: 65535, ..Budgets::default() };
+        let image = open(Memory::new(bytes), &OpenOptions { budgets, ..OpenOptions::default() }).unwrap();
+        assert_eq!(read(&*image, 0, 512).unwrap_err().kind(), ErrorKind::OverBudget, "{kind}");
+    }
+}
+
+/// Raw deflate data (RFC 1951) that expands to `len` times `x`: one block with fixed codes.
+fn deflate_run(len: usize) -> Vec<u8> {
+    let (mut bytes, mut used) = (Vec::new(), 0);
+    let mut put = |value: u32, bits: u32, reversed: bool| {
+        for bit in 0..bits {
+            let bit = if reversed { value >> (bits - 1 - bit) } else { value >> bit } & 1;
+            if used % 8 == 0 {
+                bytes.push(0u8);
+            }
+            *bytes.last_mut().unwrap() |= (bit as u8) << (used % 8);
+            used += 1;
+        }
+    };
+    put(1, 1, false);
+    put(1, 2, false);
+    put(0x30 + u32::from(b'x'), 8, true);
+    for _ in 0..(len - 1) / 258 {
+        // Length 258 is code 285, without extra bits; distance 1 is code 0.
+        put(0b1100_0101, 8, true);
+        put(0, 5, true);
+    }
+    put(0, 7, true);
+    bytes
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_read_is_an_error() {
+    let scratch = Scratch::new("shrinks");
+    let path = scratch.path("image.qcow2");
+    oracle("qemu-img", &["create", "-q", "-f", "qcow2", &path, "1M"]);
+    oracle("qemu-io", &["-c", "write -P 7 0 1M", &path]);
+    let file = File::open(&path, FileOptions { read_only: true, ..FileOptions::default() }).unwrap();
+    let image = open(file, &OpenOptions::default()).unwrap();
+    assert_eq!(read(&*image, 0, 512).unwrap(), [7; 512]);
+    let length = std::fs::metadata(&path).unwrap().len();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(length - (512 << 10)).unwrap();
+    let error = read(&*image, 0, 1 << 20).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains(&path) && text.contains("truncated") && error.context().offset.is_some(), "{text}");
+    // A raw image, too.
+    let path = scratch.path("image.raw");
+    std::fs::write(&path, [7; 1 << 16]).unwrap();
+    let file = File::open(&path, FileOptions { read_only: true, ..FileOptions::default() }).unwrap();
+    let image = open(file, &OpenOptions { format: Some("raw".into()), ..OpenOptions::default() }).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
+    let text = read(&*image, 0, 1 << 16).unwrap_err().to_string();
+    assert!(text.contains(&path) && text.contains("truncated"), "{text}");
 }

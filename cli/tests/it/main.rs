@@ -215,6 +215,78 @@ fn create_makes_what_qemu_img_makes() {
 }
 
 #[test]
+fn info_map_and_check_agree_over_every_option() {
+    let mut every: Vec<String> = Vec::new();
+    for bits in 9..=21 {
+        every.push(format!("cluster_size={}", 1 << bits));
+    }
+    every.extend([1, 2, 4, 8, 16, 32, 64].map(|bits| format!("refcount_bits={bits}")));
+    for option in [
+        "compat=0.10",
+        "compat=1.1",
+        "compat=v2",
+        "compat=v3",
+        "lazy_refcounts=on",
+        "extended_l2=on",
+        "extended_l2=on,cluster_size=2M",
+        "compression_type=zlib",
+        "compression_type=zstd",
+        "preallocation=off",
+        "preallocation=metadata",
+        "preallocation=falloc",
+        "preallocation=full",
+        "extended_l2=on,preallocation=metadata",
+        "data_file=image.data",
+        "data_file=image.data,data_file_raw=on",
+        "data_file=image.data,preallocation=metadata",
+        "backing_file=base.qcow2,backing_fmt=qcow2",
+        "backing_file=short.raw,backing_fmt=raw",
+        "backing_file=base.qcow2,backing_fmt=qcow2,extended_l2=on,preallocation=metadata",
+    ] {
+        every.push(option.to_string());
+    }
+    let scratch = Scratch::new();
+    scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "base.qcow2", "3M"]);
+    scratch.make("qemu-io", &["-c", "write -P 8 0 3M", "base.qcow2"]);
+    std::fs::write(scratch.path().join("short.raw"), [9; 5120]).unwrap();
+    let ours = env!("CARGO_BIN_EXE_diskette");
+    for options in &every {
+        let create = ["create", "-q", "-f", "qcow2", "-o", options, "image", "3M"];
+        for maker in [ours, "qemu-img"] {
+            scratch.make(maker, &create);
+            for image in ["fresh", "written"] {
+                if image == "written" {
+                    scratch.make("qemu-io", &["-c", "write -P 5 100k 70k", "-c", "write -z 1M 512k", "image"]);
+                }
+                for command in
+                    ["info", "info --output=json", "map", "map --output=json", "check", "check --output=json"]
+                {
+                    let mut args: Vec<&str> = command.split(' ').collect();
+                    args.push("image");
+                    // Holes of an external data file read as zeroes, which QEMU does not see.
+                    if command.starts_with("map") && options.contains("data_file") {
+                        continue;
+                    }
+                    let (ours, theirs) = (scratch.ours(&args), scratch.theirs(&args));
+                    let place = format!("{options}, made by {maker}, {image}: {command}");
+                    if command.starts_with("check --output") {
+                        let sorted = |output: &Output| {
+                            let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+                            json.as_object().unwrap().clone().into_iter().collect::<std::collections::BTreeMap<_, _>>()
+                        };
+                        assert_eq!(sorted(&ours), sorted(&theirs), "{place}");
+                    } else {
+                        assert_eq!(text(&ours.stdout), text(&theirs.stdout), "{place}");
+                    }
+                    assert_eq!(text(&ours.stderr), text(&theirs.stderr).replace("qemu-img: ", "diskette: "), "{place}");
+                    assert_eq!(ours.status.code(), theirs.status.code(), "{place}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn convert_goes_both_ways_without_loss() {
     let scratch = gallery();
     for (source, options) in [
