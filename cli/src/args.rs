@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Look at an image that nobody trusts: nothing it names is opened
     Inspect(InspectArgs),
+    /// List, make, apply and delete the internal snapshots of an image
+    Snapshot(SnapshotArgs),
     /// Exercise an image: reads, writes and more, one command at a time
     Io(IoArgs),
     /// Print a completion script for a shell
@@ -302,4 +304,28 @@ pub(crate) struct IoArgs {
     /// The image
     #[arg(value_name = "FILENAME")]
     pub(crate) file: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// List the snapshots; so without any of these
+    #[arg(short = 'l', long)]
+    pub(crate) list: bool,
+    /// Make a snapshot of the disk as it is
+    #[arg(short = 'c', long, value_name = "SNAPSHOT")]
+    pub(crate) create: Option<String>,
+    /// Make the disk what it was, by the snapshot's identifier or name
+    #[arg(short = 'a', long, value_name = "SNAPSHOT")]
+    pub(crate) apply: Option<String>,
+    /// Delete a snapshot by its name
+    #[arg(short = 'd', long, value_name = "SNAPSHOT")]
+    pub(crate) delete: Option<String>,
+    /// Print nothing
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// The image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: String,
 }

@@ -109,6 +109,24 @@ impl CheckReport {
     }
 }
 
+/// What is to become of the internal snapshots of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotChange {
+    /// Keep the disk as it is now under a name.
+    Create {
+        /// The name; several snapshots may have the same.
+        name: String,
+        /// Seconds since 1970.
+        date_sec: u32,
+        /// Nanoseconds of the second.
+        date_nsec: u32,
+    },
+    /// Make the disk what it was: the snapshot with this identifier, or else with this name.
+    Apply(String),
+    /// Forget the first snapshot with this name.
+    Delete(String),
+}
+
 /// An image format over its children: it maps and allocates, and moves no data.
 ///
 /// Only the engine calls it. Ranges lie within the image; a mutating call is never made on a read-only image, and the
@@ -203,6 +221,12 @@ pub trait Format: Send + Sync {
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
         let _ = (length, preallocation);
         Op::err(Error::unsupported(alloc::format!("the {} driver does not support resize yet", self.name())))
+    }
+
+    /// Makes, applies or deletes an internal snapshot. No other request runs meanwhile.
+    fn snapshot<'a>(&'a self, change: &'a SnapshotChange) -> Op<'a, ()> {
+        let _ = change;
+        Op::err(Error::unsupported("Operation not supported"))
     }
 
     /// What can be said about the image without reading guest data.

@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 
 use crate::describe::Details;
-use crate::engine::format::{CheckReport, Format};
+use crate::engine::format::{CheckReport, Format, SnapshotChange};
 use crate::engine::requests::{RequestKind, Requests};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, Want, WriteFlags, check_bounds};
@@ -115,6 +115,18 @@ impl Image {
     /// Dropping an image without closing it loses nothing that was flushed.
     pub fn close(&self) -> Op<'_, ()> {
         if self.options.read_only { Op::ok(()) } else { self.format.close() }
+    }
+
+    /// Makes, applies or deletes an internal snapshot.
+    ///
+    /// # Errors
+    /// The image is read-only, has no such snapshot or cannot have snapshots; or what reading and writing it gives.
+    pub async fn snapshot(&self, change: &SnapshotChange) -> Result<()> {
+        self.check_write(Range::default())?;
+        let all = self.requests.begin(RequestKind::Resize, Range::new(0, u64::MAX));
+        all.mark_serialising(1);
+        all.wait().await;
+        self.format.snapshot(change).await.map_err(|error| self.explain(error))
     }
 
     /// Waits until no request is in flight that began before this call.

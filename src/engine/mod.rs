@@ -14,7 +14,7 @@ mod write;
 mod zero;
 
 pub use aligned::{Aligned, byte_granular};
-pub use format::{Allocation, CheckReport, Finding, FindingKind, Format, InPlace, RepairAdvice};
+pub use format::{Allocation, CheckReport, Finding, FindingKind, Format, InPlace, RepairAdvice, SnapshotChange};
 pub use image::{DetectZeroes, Image, ImageOptions};
 pub use requests::{RequestKind, Requests, Tracked};
 pub use zero::is_zero;

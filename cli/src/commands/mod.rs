@@ -7,3 +7,4 @@ pub(crate) mod create;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod map;
+pub(crate) mod snapshot;

@@ -2,6 +2,7 @@
 
 mod corpus;
 mod io;
+mod snapshot;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -139,9 +139,16 @@ impl<'a> Check<'a> {
         let mut places = vec![
             Range::new(0, image.header.cluster.size()),
             Range::new(geometry.l1_offset, geometry.l1_entries * 8),
-            Range::new(image.header.raw.snapshots_offset, image.snapshot_table_bytes),
+            image.directory.lock().range(),
         ];
-        places.extend(image.snapshots.iter().map(|snapshot| Range::new(snapshot.l1_offset, snapshot.l1_entries * 8)));
+        places.extend(
+            image
+                .directory
+                .lock()
+                .snapshots
+                .iter()
+                .map(|snapshot| Range::new(snapshot.l1_offset, snapshot.l1_entries * 8)),
+        );
         places.extend(image.extensions.encryption.map(|(at, len)| Range::new(at, len)));
         for place in places {
             if let Err(error) = self.count(place, 1) {
@@ -183,7 +190,8 @@ impl<'a> Check<'a> {
                 tables.entry(at).or_default().active += 1;
             }
         }
-        for snapshot in &image.snapshots {
+        let snapshots = image.directory.lock().snapshots.clone();
+        for snapshot in &snapshots {
             if !image.header.cluster.is_aligned(snapshot.l1_offset) {
                 self.corruption(alloc::format!(
                     "ERROR snapshot {} l1_offset={:#x}: L1 table is not cluster aligned",

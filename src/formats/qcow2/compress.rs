@@ -35,6 +35,8 @@ impl Qcow2 {
             self.make_room(&mut refcounts).await?;
             self.take_bytes(&mut refcounts, len).await?
         };
+        // Something else may have been there.
+        *self.expanded.lock() = None;
         let written = self.file.write(host, compressed, WriteFlags::default()).await;
         let mut refcounts = self.refcounts.lock().await;
         let entry = L2Entry { word: compressed_word(host, len, self.header.cluster), bitmap: 0 };

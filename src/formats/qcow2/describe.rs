@@ -33,7 +33,7 @@ impl Qcow2 {
                 name: self.extensions.data_file.clone().unwrap_or_default(),
                 format: Some("raw".to_string()),
             }),
-            snapshots: self.snapshots.iter().map(|snapshot| snapshot.about.clone()).collect(),
+            snapshots: self.directory.lock().snapshots.iter().map(|snapshot| snapshot.about.clone()).collect(),
             bitmaps: self.bitmaps.clone(),
             features: self.features(),
             specific: self.specific(),

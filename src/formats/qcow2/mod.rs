@@ -1,7 +1,8 @@
 //! qcow2, versions 2 and 3 (QEMU's docs/interop/qcow2).
 //!
 //! Bytes: [`header`], [`extension`], [`table`], `snapshot`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
-//! `change` (everything that alters the mapping), `compress`, `check`, `create`, `describe`, `resize`.
+//! `change` (everything that alters the mapping), `compress`, `check`, `create`, `describe`, `resize`,
+//! `snapshots`.
 
 mod change;
 mod check;
@@ -15,6 +16,7 @@ mod open;
 mod refcount;
 mod resize;
 mod snapshot;
+mod snapshots;
 pub mod table;
 
 use alloc::string::String;
@@ -25,7 +27,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use crate::cache::{Cache, Level};
 use crate::describe::{Bitmap, Details};
 use crate::drivers::{Driver, Evidence, Probe};
-use crate::engine::{Allocation, CheckReport, Format, InPlace};
+use crate::engine::{Allocation, CheckReport, Format, InPlace, SnapshotChange};
 use crate::error::Result;
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
 use crate::op::Op;
@@ -34,7 +36,7 @@ use crate::sync::{Lock, Mutex};
 use extension::Extensions;
 use header::Header;
 use refcount::Refcounts;
-use snapshot::StoredSnapshot;
+use snapshot::Directory;
 
 /// The driver.
 pub static DRIVER: Driver =
@@ -73,8 +75,7 @@ struct Qcow2 {
     header: Header,
     extensions: Extensions,
     backing_name: Option<String>,
-    snapshots: Vec<StoredSnapshot>,
-    snapshot_table_bytes: u64,
+    directory: Mutex<Directory>,
     bitmaps: Vec<Bitmap>,
     geometry: Mutex<Geometry>,
     cache: Cache,
@@ -209,6 +210,10 @@ impl Format for Qcow2 {
 
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
         Op::future(self.resize_disk(length, preallocation))
+    }
+
+    fn snapshot<'a>(&'a self, change: &'a SnapshotChange) -> Op<'a, ()> {
+        Op::future(self.change_snapshots(change))
     }
 
     fn describe(&self) -> Result<Details> {

@@ -51,7 +51,7 @@ async fn open_image(context: OpenContext<'_>) -> Result<OpenedFormat> {
         check_writable(&header)?;
     }
     let backing_name = backing_name(&header, &head)?;
-    let (snapshots, snapshot_table_bytes) = snapshot::read_table(&*file, &header).await?;
+    let directory = snapshot::read_table(&*file, &header).await?;
     let bitmaps = read_bitmaps(&*file, &header, &extensions).await?;
     let data = match (header.has_data_file(), options.structure_only) {
         (true, false) => Some(open_data_file(&extensions, name, options).await?),
@@ -77,8 +77,7 @@ async fn open_image(context: OpenContext<'_>) -> Result<OpenedFormat> {
         header,
         extensions,
         backing_name,
-        snapshots,
-        snapshot_table_bytes,
+        directory: Mutex::new(directory),
         bitmaps,
     };
     Ok(OpenedFormat { format: Box::new(format), backing })

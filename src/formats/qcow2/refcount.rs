@@ -62,12 +62,11 @@ impl Qcow2 {
     /// Fails if a range of the file that is about to be taken for something new holds metadata. An image whose refcounts
     /// or entries lie could otherwise be destroyed by writing to it.
     fn check_overlap(&self, range: Range) -> Result<()> {
-        let header = &self.header.raw;
         let geometry = self.geometry();
         let fixed = [
             ("the header", Range::new(0, self.header.cluster.size())),
             ("the active L1 table", Range::new(geometry.l1_offset, geometry.l1_entries * 8)),
-            ("the snapshot table", Range::new(header.snapshots_offset, self.snapshot_table_bytes)),
+            ("the snapshot table", self.directory.lock().range()),
         ];
         let hit = fixed.iter().find(|(_, place)| place.overlaps(range)).map(|(what, _)| *what);
         let hit = hit.or_else(|| self.cache.overlaps(range).then_some("a metadata table"));
@@ -323,7 +322,7 @@ impl Qcow2 {
         let count = self.reference_count(refcounts, host).await?;
         if !self.can_add_reference(refcounts, host).await? {
             return Err(Error::new(
-                ErrorKind::TooLarge,
+                ErrorKind::Invalid,
                 alloc::format!("a cluster with refcount {count} cannot be referred to once more"),
             )
             .at_offset(host));

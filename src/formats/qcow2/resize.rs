@@ -19,7 +19,7 @@ impl Qcow2 {
         if !length.is_multiple_of(512) {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
-        if self.header.raw.version < 3 && !self.snapshots.is_empty() {
+        if self.header.raw.version < 3 && !self.directory.lock().snapshots.is_empty() {
             return Err(Error::unsupported("Can't resize a version 2 image which has snapshots"));
         }
         let needed = self.header.l1_entries_for(length);

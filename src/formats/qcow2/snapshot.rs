@@ -9,13 +9,15 @@ use byteorder::{BE, ByteOrder};
 use crate::describe::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::{Header, MAX_L1_BYTES};
-use crate::node::{Node, ReadFlags};
+use crate::node::{Node, Range, ReadFlags};
 use crate::wire::on_disk;
 
 /// Largest snapshot table in bytes.
-const MAX_TABLE_BYTES: u64 = 64 << 20;
+pub(super) const MAX_TABLE_BYTES: u64 = 64 << 20;
 /// Most extra data per snapshot in bytes.
 const MAX_EXTRA_BYTES: u32 = 1024;
+/// Extra data of a new snapshot: VM state size, disk size and instruction count, 8 bytes each.
+const EXTRA_BYTES: u32 = 24;
 
 on_disk! {
     /// The fixed part of a snapshot's entry.
@@ -38,10 +40,76 @@ pub(super) struct StoredSnapshot {
     pub(super) about: Snapshot,
     pub(super) l1_offset: u64,
     pub(super) l1_entries: u64,
+    /// The whole entry, so that what is not understood stays as it is.
+    pub(super) entry: Vec<u8>,
 }
 
-/// Every snapshot, and how many bytes the table takes.
-pub(super) async fn read_table(file: &dyn Node, header: &Header) -> Result<(Vec<StoredSnapshot>, u64)> {
+/// Every snapshot, and where the table of them is.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    pub(super) snapshots: Vec<StoredSnapshot>,
+    pub(super) offset: u64,
+    /// Length of the table.
+    pub(super) bytes: u64,
+}
+
+impl Directory {
+    /// Where the table is.
+    pub(super) fn range(&self) -> Range {
+        Range::new(self.offset, self.bytes)
+    }
+
+    /// The snapshot with that identifier, or else the first with that name.
+    pub(super) fn find(&self, wanted: &str) -> Option<&StoredSnapshot> {
+        let by = |field: fn(&Snapshot) -> &str| self.snapshots.iter().find(|one| field(&one.about) == wanted);
+        by(|about| &about.id).or_else(|| by(|about| &about.name))
+    }
+
+    /// The position of the first snapshot with that name.
+    pub(super) fn position(&self, name: &str) -> Option<usize> {
+        self.snapshots.iter().position(|one| one.about.name == name)
+    }
+
+    /// An identifier that no snapshot has: one more than the largest number.
+    pub(super) fn new_id(&self) -> String {
+        let largest = self.snapshots.iter().filter_map(|one| one.about.id.parse::<u64>().ok()).max();
+        (largest.unwrap_or(0) + 1).to_string()
+    }
+
+    /// The bytes of a table of these snapshots.
+    pub(super) fn table(snapshots: &[StoredSnapshot]) -> Vec<u8> {
+        snapshots.iter().flat_map(|one| one.entry.iter().copied()).collect()
+    }
+}
+
+impl StoredSnapshot {
+    /// The entry for a new snapshot.
+    pub(super) fn new(about: Snapshot, l1_offset: u64, l1_entries: u64) -> Result<Self> {
+        let size = |text: &str| u16::try_from(text.len()).map_err(|_| Error::invalid("a snapshot's name is too long"));
+        let raw = RawSnapshot {
+            l1_table_offset: l1_offset,
+            l1_size: l1_entries as u32,
+            id_str_size: size(&about.id)?,
+            name_size: size(&about.name)?,
+            date_sec: about.date_sec,
+            date_nsec: about.date_nsec,
+            vm_clock_nsec: about.vm_clock_nsec,
+            vm_state_size: u32::try_from(about.vm_state_size).unwrap_or(u32::MAX),
+            extra_data_size: EXTRA_BYTES,
+        };
+        let mut entry = raw.emit().to_vec();
+        for number in [about.vm_state_size, about.disk_size, about.icount.unwrap_or(u64::MAX)] {
+            entry.extend_from_slice(&number.to_be_bytes());
+        }
+        entry.extend_from_slice(about.id.as_bytes());
+        entry.extend_from_slice(about.name.as_bytes());
+        entry.resize(entry.len().next_multiple_of(8), 0);
+        Ok(StoredSnapshot { about, l1_offset, l1_entries, entry })
+    }
+}
+
+/// The table that the header points to.
+pub(super) async fn read_table(file: &dyn Node, header: &Header) -> Result<Directory> {
     let mut snapshots = Vec::new();
     let mut at = header.raw.snapshots_offset;
     for index in 0..header.raw.nb_snapshots {
@@ -54,7 +122,8 @@ pub(super) async fn read_table(file: &dyn Node, header: &Header) -> Result<(Vec<
         snapshots.push(snapshot);
         at = at.checked_add(len).ok_or_else(|| Error::invalid("the snapshot table reaches beyond 2^64"))?;
     }
-    Ok((snapshots, at - header.raw.snapshots_offset))
+    let offset = header.raw.snapshots_offset;
+    Ok(Directory { snapshots, offset, bytes: at - offset })
 }
 
 fn entry_len(raw: &RawSnapshot) -> u64 {
@@ -98,8 +167,7 @@ async fn read_entry(file: &dyn Node, header: &Header, at: u64) -> Result<(Stored
     let len = entry_len(&raw);
     let mut rest = vec![0; len as usize - RawSnapshot::SIZE];
     let used = raw.extra_data_size as usize + usize::from(raw.id_str_size) + usize::from(raw.name_size);
-    let used = rest.get_mut(..used).unwrap_or_default();
-    read_exact(file, at + RawSnapshot::SIZE as u64, used).await?;
+    read_exact(file, at + RawSnapshot::SIZE as u64, rest.get_mut(..used).unwrap_or_default()).await?;
     let (extra, texts) = rest.split_at(raw.extra_data_size as usize);
     let (id, texts) = texts.split_at(raw.id_str_size.into());
     let name = texts.get(..raw.name_size.into()).unwrap_or_default();
@@ -115,5 +183,6 @@ async fn read_entry(file: &dyn Node, header: &Header, at: u64) -> Result<(Stored
         icount: number(16).filter(|count| *count != u64::MAX),
         disk_size: number(8).unwrap_or(header.raw.size),
     };
-    Ok((StoredSnapshot { about, l1_offset: raw.l1_table_offset, l1_entries: raw.l1_size.into() }, len))
+    let entry = [&raw.emit()[..], &rest].concat();
+    Ok((StoredSnapshot { about, l1_offset: raw.l1_table_offset, l1_entries: raw.l1_size.into(), entry }, len))
 }
