@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use diskette::drivers::OpenOptions;
-use diskette::{ErrorKind, Memory, Node, WriteFlags, block_on};
+use diskette::engine::{FindingKind, SnapshotChange};
+use diskette::{ErrorKind, Image, Memory, Node, WriteFlags, block_on};
 
 use crate::support::{Random, TestNode, create, open, read, with_files, writable, write};
 
@@ -151,5 +152,76 @@ fn a_full_disk_at_any_write_leaves_leaks_at_most() {
             limit += 1;
         }
         assert!(limit > 10, "the history has writes to fail");
+    }
+}
+
+/// What a power cut in the middle of a change of snapshots must leave: a disk as it was before or after, and every
+/// snapshot that is listed as it was made, whatever is written then.
+#[test]
+fn a_power_cut_while_snapshots_change_leaves_the_old_or_the_new() {
+    for (index, options) in
+        GEOMETRIES.iter().enumerate().filter(|(_, options)| options[1..] != [("lazy_refcounts", "on")])
+    {
+        let mut random = Random::new(4000 + index as u64);
+        let node = TestNode::new(create(SIZE, options));
+        let image = open(node.clone(), &writable()).unwrap();
+        let mut fill = |image: &Image| {
+            for _ in 0..6 {
+                let range = random.range(SIZE, 40_000, 1024);
+                let bytes: Vec<u8> = (0..range.len).map(|_| random.next() as u8).collect();
+                write(image, range.start, &bytes).unwrap();
+            }
+            block_on(image.flush()).unwrap();
+            read(image, 0, SIZE as usize).unwrap()
+        };
+        let create = |name: &str| SnapshotChange::Create { name: name.into(), date_sec: 1, date_nsec: 0 };
+        let one = fill(&image);
+        block_on(image.snapshot(&create("one"))).unwrap();
+        let two = fill(&image);
+        block_on(image.snapshot(&create("two"))).unwrap();
+        let now = fill(&image);
+        let made: &[(&str, &[u8])] = &[("one", &one), ("two", &two), ("three", &now)];
+        // Each change, and what the disk may be then.
+        for (change, possible) in [
+            (create("three"), [&now, &now]),
+            (SnapshotChange::Apply("one".into()), [&now, &one]),
+            (SnapshotChange::Delete("two".into()), [&one, &one]),
+            (SnapshotChange::Apply("three".into()), [&one, &now]),
+            (SnapshotChange::Delete("one".into()), [&now, &now]),
+            (SnapshotChange::Delete("three".into()), [&now, &now]),
+        ] {
+            let place = format!("geometry {index} {change:?}");
+            node.record();
+            block_on(image.snapshot(&change)).unwrap();
+            assert!(read(&*image, 0, SIZE as usize).unwrap() == *possible[1], "{place}");
+            let mut cuts = Random::new(index as u64);
+            for (moment, snapshot) in node.history().iter().enumerate() {
+                let bytes = snapshot.survive(&mut cuts, [0, 3, 5, 8][moment % 4]);
+                let image = open(Memory::new(bytes.clone()), &writable()).unwrap();
+                let report = block_on(image.check()).unwrap();
+                // Flags that say less than they could, or are about to be cleared, are no harm.
+                let worse = report
+                    .findings
+                    .iter()
+                    .any(|finding| finding.kind != FindingKind::Leak && !finding.text.contains("OFLAG_COPIED"));
+                assert!(!worse && report.check_errors == 0, "{place} moment {moment}: {:?}", report.findings);
+                let disk = read(&*image, 0, SIZE as usize).unwrap();
+                assert!(possible.iter().any(|possible| **possible == disk), "{place} moment {moment}");
+                // Whatever is written next, the snapshots stay.
+                for (at, byte) in (0..SIZE).step_by(3000).zip(0u8..) {
+                    write(&*image, at, &[byte; 700]).unwrap();
+                }
+                block_on(image.flush()).unwrap();
+                for about in image.describe().unwrap().snapshots {
+                    block_on(image.snapshot(&SnapshotChange::Apply(about.name.clone()))).unwrap();
+                    let expected = made.iter().find(|(name, _)| *name == about.name).unwrap().1;
+                    let found = read(&*image, 0, SIZE as usize).unwrap();
+                    assert!(found == expected, "{place} moment {moment}: snapshot {}", about.name);
+                }
+            }
+        }
+        block_on(image.close()).unwrap();
+        let report = block_on(open(Memory::new(node.bytes()), &OpenOptions::default()).unwrap().check()).unwrap();
+        assert!(report.is_clean(), "geometry {index}: {:?}", report.findings);
     }
 }
