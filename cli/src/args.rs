@@ -26,6 +26,10 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Look at an image that nobody trusts: nothing it names is opened
     Inspect(InspectArgs),
+    /// Write what an image stores into one that it is backed by
+    Commit(CommitArgs),
+    /// Move an image to another backing file
+    Rebase(RebaseArgs),
     /// List, make, apply and delete the internal snapshots of an image
     Snapshot(SnapshotArgs),
     /// Exercise an image: reads, writes and more, one command at a time
@@ -322,6 +326,63 @@ pub(crate) struct SnapshotArgs {
     /// Delete a snapshot by its name
     #[arg(short = 'd', long, value_name = "SNAPSHOT")]
     pub(crate) delete: Option<String>,
+    /// Print nothing
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// The image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CommitArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// Cache mode of the images that are written
+    #[arg(short = 't', long, value_name = "CACHE")]
+    pub(crate) cache: Option<String>,
+    /// The image of the chain to write to; without, the backing file
+    #[arg(short = 'b', long, value_name = "BASE")]
+    pub(crate) base: Option<String>,
+    /// Leave the image as it is, rather than empty it
+    #[arg(short = 'd', long = "drop")]
+    pub(crate) keep: bool,
+    /// Show progress
+    #[arg(short = 'p', long)]
+    pub(crate) progress: bool,
+    /// Print nothing
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// The image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RebaseArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// Cache mode of the image
+    #[arg(short = 't', long, value_name = "CACHE")]
+    pub(crate) cache: Option<String>,
+    /// Cache mode of the backing files
+    #[arg(short = 'T', long, value_name = "CACHE")]
+    pub(crate) source_cache: Option<String>,
+    /// The new backing file; "" for none
+    #[arg(short = 'b', long, value_name = "BACKING")]
+    pub(crate) backing: Option<String>,
+    /// Format of the new backing file
+    #[arg(short = 'F', long = "backing-format", value_name = "FMT")]
+    pub(crate) backing_format: Option<String>,
+    /// Change the name only: what the image reads as changes unless both backing files are alike
+    #[arg(short = 'u', long = "unsafe")]
+    pub(crate) unsafe_mode: bool,
+    /// Store compressed what has to be stored
+    #[arg(short = 'c', long)]
+    pub(crate) compress: bool,
+    /// Show progress
+    #[arg(short = 'p', long)]
+    pub(crate) progress: bool,
     /// Print nothing
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,

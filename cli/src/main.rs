@@ -76,6 +76,8 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Commit(args) => commands::commit::run(&args),
+        Command::Rebase(args) => commands::rebase::run(&args),
         Command::Snapshot(args) => commands::snapshot::run(&args),
         Command::Io(args) => io::run(&args),
         Command::Completions { shell } => completions(shell),

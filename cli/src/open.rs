@@ -6,7 +6,7 @@ use std::sync::Arc;
 use diskette::drivers::{Drivers, OpenOptions};
 use diskette::engine::status::Chain;
 use diskette::native::{CacheMode, File, FileOpener, FileOptions, Locking, resolve};
-use diskette::{Budgets, Error, Gate, Image, ImageOptions, Node, Policy, block_on};
+use diskette::{Budgets, Error, Gate, Image, ImageOptions, Node, Opener, Policy, block_on};
 
 use crate::Failure;
 use crate::args::ImageArgs;
@@ -19,6 +19,8 @@ pub(crate) struct Wish {
     pub(crate) force_share: bool,
     pub(crate) cache: CacheMode,
     pub(crate) writable: bool,
+    /// The backing image is not opened.
+    pub(crate) no_backing: bool,
     /// Discards reach the image.
     pub(crate) discard: bool,
     /// Only metadata of this one image.
@@ -158,8 +160,17 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Opened, Failure> {
     open_plainly(name, wish).map_err(|failure| failure.within(&format!("Could not open '{name}'")))
 }
 
+/// As [`open`], with the files that images name opened by `opener`.
+pub(crate) fn open_through(name: &str, wish: &Wish, opener: Arc<dyn Opener>) -> Result<Opened, Failure> {
+    open_with(name, wish, Some(opener)).map_err(|failure| failure.within(&format!("Could not open '{name}'")))
+}
+
 /// As [`open`], with a message that does not begin with what could not be opened.
 pub(crate) fn open_plainly(name: &str, wish: &Wish) -> Result<Opened, Failure> {
+    open_with(name, wish, None)
+}
+
+fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result<Opened, Failure> {
     let described = if wish.image_opts { Described::by_options(name)? } else { Described::by_name(name, wish)? };
     let failed = |error: Error| Failure::new(explain(&error, &described.path));
     if let Some(format) = described.format.as_deref().filter(|name| Drivers::all().by_name(name).is_none()) {
@@ -173,12 +184,13 @@ pub(crate) fn open_plainly(name: &str, wish: &Wish) -> Result<Opened, Failure> {
         ..FileOptions::default()
     };
     let file = File::open(&described.path, options).map_err(failed)?;
-    let opener = FileOpener { options: FileOptions { read_only: true, ..options } };
+    let own = || Arc::new(FileOpener { options: FileOptions { read_only: true, ..options } }) as Arc<dyn Opener>;
     let open_options = OpenOptions {
         format: described.format.clone(),
         read_only: !wish.writable,
         image: ImageOptions { discard: wish.discard, ..ImageOptions::default() },
-        gate: Gate::new(Policy::Allow, Arc::new(opener)),
+        gate: Gate::new(Policy::Allow, opener.unwrap_or_else(own)),
+        no_backing: wish.no_backing,
         budgets: Budgets { check_bytes: 8 << 30, ..Budgets::default() },
         structure_only: wish.structure_only,
         driver_options: described.driver_options.clone(),

@@ -223,6 +223,17 @@ pub trait Format: Send + Sync {
         Op::err(Error::unsupported(alloc::format!("the {} driver does not support resize yet", self.name())))
     }
 
+    /// Names another backing file with its format, or none. The contents stay as they are stored.
+    fn set_backing<'a>(&'a self, backing: Option<(&'a str, Option<&'a str>)>) -> Op<'a, ()> {
+        let _ = backing;
+        Op::err(Error::unsupported("this format does not support changing the backing file"))
+    }
+
+    /// Forgets everything that this layer stores: all of it reads from the backing image again.
+    fn make_empty<'a>(&'a self) -> Op<'a, ()> {
+        Op::err(Error::unsupported("this format cannot be emptied"))
+    }
+
     /// Makes, applies or deletes an internal snapshot. No other request runs meanwhile.
     fn snapshot<'a>(&'a self, change: &'a SnapshotChange) -> Op<'a, ()> {
         let _ = change;

@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 
 use crate::describe::Details;
 use crate::engine::format::{CheckReport, Format, SnapshotChange};
-use crate::engine::requests::{RequestKind, Requests};
+use crate::engine::requests::{RequestKind, Requests, Tracked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, Want, WriteFlags, check_bounds};
 use crate::op::Op;
@@ -117,15 +117,42 @@ impl Image {
         if self.options.read_only { Op::ok(()) } else { self.format.close() }
     }
 
+    /// Names another backing file with its format, or none. What the image stores stays; what it reads from there is
+    /// up to the caller. Takes effect when the image is opened again.
+    ///
+    /// # Errors
+    /// The image is read-only, its format cannot, or there is no room for the name.
+    pub async fn set_backing(&self, backing: Option<(&str, Option<&str>)>) -> Result<()> {
+        self.check_write(Range::default())?;
+        let _all = self.alone().await;
+        self.format.set_backing(backing).await.map_err(|error| self.explain(error))
+    }
+
+    /// Forgets everything that this layer stores: all of it reads from the backing image again.
+    ///
+    /// # Errors
+    /// The image is read-only, or its format cannot.
+    pub async fn make_empty(&self) -> Result<()> {
+        self.check_write(Range::default())?;
+        let _all = self.alone().await;
+        self.format.make_empty().await.map_err(|error| self.explain(error))
+    }
+
+    /// Waits for every request, and holds off others while the result lives.
+    async fn alone(&self) -> Tracked<'_> {
+        let all = self.requests.begin(RequestKind::Resize, Range::new(0, u64::MAX));
+        all.mark_serialising(1);
+        all.wait().await;
+        all
+    }
+
     /// Makes, applies or deletes an internal snapshot.
     ///
     /// # Errors
     /// The image is read-only, has no such snapshot or cannot have snapshots; or what reading and writing it gives.
     pub async fn snapshot(&self, change: &SnapshotChange) -> Result<()> {
         self.check_write(Range::default())?;
-        let all = self.requests.begin(RequestKind::Resize, Range::new(0, u64::MAX));
-        all.mark_serialising(1);
-        all.wait().await;
+        let _all = self.alone().await;
         self.format.snapshot(change).await.map_err(|error| self.explain(error))
     }
 

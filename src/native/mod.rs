@@ -5,6 +5,7 @@ mod file;
 mod lock;
 mod opener;
 pub mod parallel;
+pub mod rebase;
 
 pub use file::{CacheMode, File, FileOptions, Locking};
 pub use opener::{FileOpener, resolve};

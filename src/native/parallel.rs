@@ -57,7 +57,7 @@ impl Default for CopyOptions {
 pub type Progress<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
 
 /// Shared state of a run: the next segment, bytes done, the first error.
-struct Run<'a, E> {
+pub(super) struct Run<'a, E> {
     next: AtomicU64,
     done: AtomicU64,
     stop: AtomicBool,
@@ -67,7 +67,7 @@ struct Run<'a, E> {
 }
 
 impl<'a, E: From<Error> + Send> Run<'a, E> {
-    fn new(length: u64, progress: &'a Progress<'a>) -> Self {
+    pub(super) fn new(length: u64, progress: &'a Progress<'a>) -> Self {
         Run {
             next: AtomicU64::new(0),
             done: AtomicU64::new(0),
@@ -92,7 +92,7 @@ impl<'a, E: From<Error> + Send> Run<'a, E> {
     /// Runs `work` over all segments on `workers` threads, each with buffers of its own. A segment that was begun is
     /// always ended: of what `work` finds, nothing is missed in front of where the run stops. `work` says how far it
     /// has come, which may be beyond the segment: what is between was not begun by anybody else, or is done twice.
-    fn over_segments<B: Default>(
+    pub(super) fn over_segments<B: Default>(
         self,
         workers: usize,
         work: impl Fn(Range, &mut B) -> Result<ControlFlow<(), u64>, E> + Sync,

@@ -1,5 +1,6 @@
 //! The program against qemu-img: same flags, output and exit codes.
 
+mod chains;
 mod corpus;
 mod io;
 mod snapshot;

@@ -15,6 +15,7 @@ mod map;
 mod open;
 mod refcount;
 mod resize;
+mod rewrite;
 mod snapshot;
 mod snapshots;
 pub mod table;
@@ -210,6 +211,14 @@ impl Format for Qcow2 {
 
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
         Op::future(self.resize_disk(length, preallocation))
+    }
+
+    fn set_backing<'a>(&'a self, backing: Option<(&'a str, Option<&'a str>)>) -> Op<'a, ()> {
+        Op::future(self.rewrite_backing(backing))
+    }
+
+    fn make_empty<'a>(&'a self) -> Op<'a, ()> {
+        Op::future(self.drop_everything())
     }
 
     fn snapshot<'a>(&'a self, change: &'a SnapshotChange) -> Op<'a, ()> {

@@ -154,6 +154,18 @@ impl Qcow2 {
         self.refresh_flags(refcounts).await
     }
 
+    /// Leaves the active table without an entry, and gives back what it referred to.
+    pub(super) async fn drop_everything(&self) -> Result<()> {
+        self.begin_changing().await?;
+        let mut refcounts = self.refcounts.lock().await;
+        self.write_back(&mut refcounts).await?;
+        let Geometry { l1_offset, l1_entries, .. } = self.geometry();
+        let mut before = self.read_l1(l1_offset, l1_entries).await?;
+        self.put_active_l1(&vec![0; before.len()]).await?;
+        self.recount(&mut refcounts, &mut before, Count::Fewer, None).await.map_err(|(_, error)| error)?;
+        self.write_back(&mut refcounts).await
+    }
+
     /// Makes the flags of the active tables true.
     async fn refresh_flags(&self, refcounts: &mut Refcounts) -> Result<()> {
         let Geometry { l1_offset, l1_entries, .. } = self.geometry();
@@ -215,6 +227,10 @@ impl Qcow2 {
         count: Count,
         end: Option<u64>,
     ) -> Result<(), (u64, Error)> {
+        if self.header.has_data_file() {
+            // The clusters of an external data file are not counted.
+            return Ok(());
+        }
         self.load_missing(Missing::L2 { at: table }).await.map_err(|error| (0, error))?;
         let cluster = self.header.cluster;
         for index in 0..end.unwrap_or(self.header.l2_entries()) {
