@@ -25,7 +25,31 @@ struct Table {
     level: Level,
     /// Range of changed bytes.
     dirty: Option<(usize, usize)>,
+    /// Changes are on their way to the disk, which may still have the old bytes.
+    writing: bool,
+    /// About to be changed.
+    held: bool,
     recently_used: bool,
+}
+
+impl Table {
+    fn new(bytes: Box<[u8]>, level: Level, dirty: Option<(usize, usize)>) -> Self {
+        Table { bytes, level, dirty, writing: false, held: false, recently_used: true }
+    }
+
+    /// Whether the table on disk is the same, so that this one can be dropped.
+    fn is_spare(&self) -> bool {
+        self.dirty.is_none() && !self.writing && !self.held
+    }
+
+    /// Fails if the table is not what the caller takes it for: two tables of different kinds cannot share a place.
+    fn check(&self, at: u64, len: usize, level: Level) -> Result<()> {
+        if (self.bytes.len(), self.level) == (len, level) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Corrupt, "two entries refer to this place as tables of different kinds")
+            .at_offset(at))
+    }
 }
 
 #[derive(Default)]
@@ -33,6 +57,8 @@ struct State {
     tables: BTreeMap<u64, Table>,
     /// Tables in the order in which they are considered for eviction.
     clock: VecDeque<u64>,
+    /// Tables that are held.
+    held: Vec<u64>,
     bytes: usize,
     dirty_bytes: usize,
     /// Counts removals, so that a table read from disk meanwhile is known to be out of date.
@@ -69,13 +95,13 @@ impl Cache {
     /// Makes sure that the `len` bytes at `at` are in memory.
     ///
     /// # Errors
-    /// The file is too short, or cannot be read.
+    /// The file is too short, or cannot be read, or something else is known to be there.
     pub async fn load(&self, file: &dyn Node, at: u64, len: usize, level: Level) -> Result<()> {
         loop {
             let removals = {
                 let state = self.state.lock();
-                if state.tables.contains_key(&at) {
-                    return Ok(());
+                if let Some(table) = state.tables.get(&at) {
+                    return table.check(at, len, level);
                 }
                 state.removals
             };
@@ -90,13 +116,43 @@ impl Cache {
             let mut bytes = vec![0; len].into_boxed_slice();
             file.read(at, &mut bytes, ReadFlags::default()).await?;
             let mut state = self.state.lock();
-            if state.tables.contains_key(&at) {
-                return Ok(());
+            if let Some(table) = state.tables.get(&at) {
+                return table.check(at, len, level);
             }
             if state.removals == removals {
-                state.insert(at, Table { bytes, level, dirty: None, recently_used: true });
+                state.insert(at, Table::new(bytes, level, None));
                 state.evict(self.budget, at);
                 return Ok(());
+            }
+        }
+    }
+
+    /// Like [`Cache::load`], and keeps the table in memory until [`Cache::release`], so that it can be changed.
+    ///
+    /// # Errors
+    /// As for [`Cache::load`].
+    pub async fn hold(&self, file: &dyn Node, at: u64, len: usize, level: Level) -> Result<()> {
+        loop {
+            self.load(file, at, len, level).await?;
+            let mut state = self.state.lock();
+            let state = &mut *state;
+            // Others may have dropped it between the two steps.
+            if let Some(table) = state.tables.get_mut(&at) {
+                if !table.held {
+                    table.held = true;
+                    state.held.push(at);
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// Lets go of all tables that are held.
+    pub fn release(&self) {
+        let mut state = self.state.lock();
+        for at in core::mem::take(&mut state.held) {
+            if let Some(table) = state.tables.get_mut(&at) {
+                table.held = false;
             }
         }
     }
@@ -107,7 +163,7 @@ impl Cache {
         state.remove(at);
         let len = bytes.len();
         state.dirty_bytes += len;
-        state.insert(at, Table { bytes, level, dirty: Some((0, len)), recently_used: true });
+        state.insert(at, Table::new(bytes, level, Some((0, len))));
         state.evict(self.budget, at);
     }
 
@@ -162,17 +218,13 @@ impl Cache {
     /// `data` is the file with guest data, if that is another one. Levels below `from` are left for another time.
     ///
     /// # Errors
-    /// What was not written stays changed and is tried again next time.
+    /// What was not written stays changed and is tried again next time. So it does if the future is dropped.
     pub async fn write_back(&self, file: &dyn Node, data: Option<&dyn Node>, from: Level) -> Result<()> {
-        let mut snapshot = self.state.lock().take_dirty(from);
-        snapshot.sort_by_key(|piece| (piece.level, piece.at));
-        if let Err(error) = self.write_pieces(file, data, &snapshot).await {
-            let mut state = self.state.lock();
-            for piece in &snapshot {
-                state.mark(piece.table, piece.start, piece.bytes.len());
-            }
-            return Err(error);
-        }
+        let mut pieces = self.state.lock().take_dirty(from);
+        pieces.sort_by_key(|piece| (piece.level, piece.at));
+        let mut writing = Writing { cache: self, pieces, done: false };
+        self.write_pieces(file, data, &writing.pieces).await?;
+        writing.done = true;
         Ok(())
     }
 
@@ -201,6 +253,22 @@ struct Piece {
     bytes: Box<[u8]>,
 }
 
+/// Pieces on their way to the disk. Dropping it ends that, whether they got there or not.
+struct Writing<'a> {
+    cache: &'a Cache,
+    pieces: Vec<Piece>,
+    done: bool,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.cache.state.lock();
+        for piece in &self.pieces {
+            state.settle(piece, self.done);
+        }
+    }
+}
+
 impl State {
     fn insert(&mut self, at: u64, table: Table) {
         self.bytes += table.bytes.len();
@@ -221,14 +289,15 @@ impl State {
         }
     }
 
-    /// Drops clean tables that were not used lately until the budget is met; never the one at `keep`.
+    /// Drops spare tables that were not used since the last look at them until the budget is met; never the one at
+    /// `keep`. What was just used stays, even beyond the budget: a walk needs several tables at once.
     fn evict(&mut self, budget: usize, keep: u64) {
-        let mut looks = self.clock.len() * 2;
+        let mut looks = self.clock.len();
         while self.bytes > budget && looks > 0 {
             looks -= 1;
             let Some(at) = self.clock.pop_front() else { return };
             match self.tables.get_mut(&at) {
-                Some(table) if at == keep || table.dirty.is_some() || table.recently_used => {
+                Some(table) if at == keep || !table.is_spare() || table.recently_used => {
                     table.recently_used = false;
                     self.clock.push_back(at);
                 }
@@ -249,6 +318,7 @@ impl State {
                 continue;
             }
             let Some((start, end)) = table.dirty.take() else { continue };
+            table.writing = true;
             self.dirty_bytes -= table.bytes.len();
             let bytes = table.bytes.get(start..end).unwrap_or_default();
             pieces.push(Piece { table: *at, start, at: at + start as u64, level: table.level, bytes: bytes.into() });
@@ -256,17 +326,22 @@ impl State {
         pieces
     }
 
-    fn mark(&mut self, at: u64, start: usize, len: usize) {
-        if let Some(table) = self.tables.get_mut(&at) {
-            match &mut table.dirty {
-                Some((from, to)) => {
-                    *from = (*from).min(start);
-                    *to = (*to).max(start + len);
-                }
-                None => {
-                    table.dirty = Some((start, start + len));
-                    self.dirty_bytes += table.bytes.len();
-                }
+    /// Notes that a piece was written, or that it has to be written again.
+    fn settle(&mut self, piece: &Piece, written: bool) {
+        let Some(table) = self.tables.get_mut(&piece.table) else { return };
+        table.writing = false;
+        if written {
+            return;
+        }
+        let (start, end) = (piece.start, piece.start + piece.bytes.len());
+        match &mut table.dirty {
+            Some((from, to)) => {
+                *from = (*from).min(start);
+                *to = (*to).max(end);
+            }
+            None => {
+                table.dirty = Some((start, end));
+                self.dirty_bytes += table.bytes.len();
             }
         }
     }

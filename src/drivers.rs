@@ -109,7 +109,8 @@ pub struct OpenOptions {
     pub image: ImageOptions,
     /// Do not open the backing image; ranges that need it cannot be read.
     pub no_backing: bool,
-    /// Do not open any referenced file and read no guest data: enough to describe, map and check.
+    /// Do not open any referenced file and read no guest data: enough to describe, map and check. Only with
+    /// `read_only`.
     pub structure_only: bool,
     /// Options of the format by QEMU's names, such as `offset` and `size` of raw.
     pub driver_options: BTreeMap<String, String>,
@@ -201,6 +202,9 @@ struct Layer {
 /// The file is not of the format, contradicts itself, needs something that is not understood, or names a file that may
 /// not or cannot be opened.
 pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Image>> {
+    if options.structure_only && !options.read_only {
+        return Err(Error::invalid("an image of which only the structure is opened cannot be written"));
+    }
     let mut layers: Vec<Layer> = Vec::new();
     let mut next = Some((file, options.format.clone(), None::<Reference>));
     let mut seen: Vec<String> = Vec::new();

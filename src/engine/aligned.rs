@@ -143,6 +143,10 @@ impl Node for Aligned {
         self.inner.name()
     }
 
+    fn identity(&self) -> String {
+        self.inner.identity()
+    }
+
     fn allocated(&self) -> Option<u64> {
         self.inner.allocated()
     }

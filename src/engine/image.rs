@@ -163,6 +163,25 @@ impl Image {
         all.wait().await;
     }
 
+    async fn resize_tracked(&self, length: u64, preallocation: Preallocation) -> Result<()> {
+        let old = self.format.info().length;
+        let changed = Range::new(old.min(length), old.abs_diff(length));
+        let request = self.requests.begin(RequestKind::Resize, changed);
+        request.mark_serialising(self.granularity());
+        request.wait().await;
+        self.format.resize(length, preallocation).await?;
+        // What a longer backing image has there was never part of this disk.
+        let covered = match (&self.backing, &self.missing_backing) {
+            (Some(backing), _) => backing.info().length.min(length),
+            (None, Some(_)) => length,
+            (None, None) => 0,
+        };
+        match covered.checked_sub(old) {
+            Some(len @ 1..) => self.zero_mapped(&request, Range::new(old, len), WriteFlags::default()).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Adds the image's name and format to an error.
     pub(crate) fn explain(&self, error: Error) -> Error {
         error.at_path(&self.name).in_node(self.format.name())
@@ -225,14 +244,7 @@ impl Node for Image {
         if let Err(error) = self.check_write(Range::new(0, 0)) {
             return Op::err(error);
         }
-        Op::future(async move {
-            let old = self.format.info().length;
-            let changed = Range::new(old.min(length), old.abs_diff(length));
-            let request = self.requests.begin(RequestKind::Resize, changed);
-            request.mark_serialising(1);
-            request.wait().await;
-            self.format.resize(length, preallocation).await.map_err(|error| self.explain(error))
-        })
+        Op::future(async move { self.resize_tracked(length, preallocation).await.map_err(|error| self.explain(error)) })
     }
 
     fn copy_from<'a>(&'a self, at: u64, source: &'a dyn Node, source_at: u64, len: u64) -> Op<'a, ()> {

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use crate::engine::image::Image;
 use crate::engine::requests::RequestKind;
 use crate::error::{Error, ErrorKind, Result};
-use crate::node::{Extent, Range, ReadFlags, State, Want, check_bounds};
+use crate::node::{Extent, Node, Range, ReadFlags, State, Want, check_bounds};
 use crate::op::{BoxFuture, Op, join_all};
 
 impl Image {
@@ -78,7 +78,7 @@ impl Image {
     fn fetch<'a>(&'a self, at: u64, extent: Extent, into: &'a mut [u8]) -> Op<'a, ()> {
         match (extent.state, extent.host) {
             (State::Data, Some(host)) => match self.storage(host.role) {
-                Ok(storage) => storage.read(host.at, into, ReadFlags::default()),
+                Ok(storage) => self.read_stored(storage, host.at, into),
                 Err(error) => Op::err(error),
             },
             (State::Compressed { stored }, Some(host)) => {
@@ -98,6 +98,20 @@ impl Image {
                 Op::err(Error::new(ErrorKind::Corrupt, "the format names no place for stored data"))
             }
         }
+    }
+
+    /// Reads stored data. The last cluster of a file need not be all there: what nobody has written reads as zeroes. A
+    /// cluster that begins beyond the end is missing, and reading it fails.
+    fn read_stored<'a>(&'a self, storage: &'a dyn Node, at: u64, into: &'a mut [u8]) -> Op<'a, ()> {
+        let length = storage.info().length;
+        let end = at.saturating_add(into.len() as u64);
+        let cluster = u64::from(self.format.info().cluster_size.unwrap_or(1));
+        if end <= length || end > length.next_multiple_of(cluster) {
+            return storage.read(at, into, ReadFlags::default());
+        }
+        let (part, rest) = into.split_at_mut(length.saturating_sub(at) as usize);
+        rest.fill(0);
+        if part.is_empty() { Op::ok(()) } else { storage.read(at, part, ReadFlags::default()) }
     }
 
     /// Reads from the backing image, with zeroes beyond its end.

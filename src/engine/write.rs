@@ -157,7 +157,7 @@ impl Image {
     }
 
     /// The unit in which requests exclude each other when they change the mapping.
-    fn granularity(&self) -> u64 {
+    pub(crate) fn granularity(&self) -> u64 {
         u64::from(self.format.info().cluster_size.unwrap_or(1)).max(self.format.zero_granularity()).max(1)
     }
 
@@ -259,6 +259,9 @@ impl Image {
         let (to, from) = (Range::new(at, len), Range::new(source_at, len));
         self.check_write(to)?;
         check_bounds(source_at, len, source.format.info().length).map_err(|error| source.explain(error))?;
+        if len == 0 {
+            return Ok(());
+        }
         let request = self.requests.begin(RequestKind::Write, to);
         let reading = source.requests.begin(RequestKind::Read, from);
         request.wait().await;
@@ -268,6 +271,9 @@ impl Image {
         match (place.host, extent.host, extent.state) {
             (Some(host), Some(data), State::Data) if place.len >= len && extent.len >= len => {
                 let (target, data_file) = (self.storage(host.role)?, source.storage(data.role)?);
+                if data.at.saturating_add(len) > data_file.info().length {
+                    return Err(Error::unsupported("the data lies beyond the end of its file"));
+                }
                 target.copy_from(host.at, data_file, data.at, len).await
             }
             _ => Err(Error::unsupported("the data does not lie in one piece")),
@@ -284,18 +290,23 @@ impl Image {
         let request = self.requests.begin(RequestKind::Write, range);
         request.mark_serialising(self.granularity());
         request.wait().await;
+        self.zero_mapped(&request, range, flags).await?;
+        if flags.force_unit_access { self.format.flush().await } else { Ok(()) }
+    }
+
+    /// Makes the range read as zeroes on behalf of a serialising request that covers it.
+    pub(crate) async fn zero_mapped(&self, request: &Tracked<'_>, range: Range, flags: WriteFlags) -> Result<()> {
         let (head, middle, tail) = self.split_aligned(range);
-        self.zero_partial(&request, head).await?;
+        self.zero_partial(request, head).await?;
         if middle.len > 0 {
             match self.format.zero(middle, flags).await {
                 Err(error) if error.kind() == ErrorKind::Unsupported && !flags.no_fallback => {
-                    self.zero_by_writing(&request, middle).await?;
+                    self.zero_by_writing(request, middle).await?;
                 }
                 other => other?,
             }
         }
-        self.zero_partial(&request, tail).await?;
-        if flags.force_unit_access { self.format.flush().await } else { Ok(()) }
+        self.zero_partial(request, tail).await
     }
 
     /// A discard on behalf of a host: advisory, whole granules only.

@@ -107,8 +107,10 @@ fn every_truncation_is_an_error_or_a_smaller_truth() {
             Ok(image) => {
                 assert!(length >= 104);
                 if let Ok(contents) = read(&*image, 0, 1 << 20) {
-                    let known = contents[5000..7000].iter().all(|byte| *byte == 3);
-                    assert!(known, "length {length}: silent wrong data");
+                    // Only of the last cluster in the file, the end may be missing.
+                    let missing = bytes.len() - length;
+                    assert!(missing < 512, "length {length}: silent wrong data");
+                    assert!(contents[5000..7000 - missing].iter().all(|byte| *byte == 3), "length {length}");
                 }
                 let _ = block_on(image.check());
             }

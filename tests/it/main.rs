@@ -2,7 +2,9 @@
 #![allow(unreachable_pub)]
 
 mod differential;
+mod growth;
 mod hostile;
 mod model;
 mod power_cut;
+mod races;
 mod support;

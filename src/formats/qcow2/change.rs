@@ -10,7 +10,6 @@ use core::sync::atomic::Ordering;
 use crate::engine::Allocation;
 use crate::error::{Error, Result};
 use crate::formats::qcow2::header::{AUTOCLEAR_DATA_FILE_RAW, INCOMPATIBLE_DIRTY};
-use crate::formats::qcow2::map::Missing;
 use crate::formats::qcow2::refcount::Refcounts;
 use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, SUBCLUSTERS, ZERO, compressed};
 use crate::formats::qcow2::{L1_TABLE, L2_TABLE, Qcow2, REFCOUNT_BLOCK};
@@ -38,7 +37,7 @@ impl Qcow2 {
         if self.changing.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _refcounts = self.refcounts.lock().await;
+        let _refcounts = self.lock_refcounts().await;
         if self.changing.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -64,7 +63,7 @@ impl Qcow2 {
         if !self.changing.load(Ordering::Acquire) {
             return Ok(());
         }
-        let mut refcounts = self.refcounts.lock().await;
+        let mut refcounts = self.lock_refcounts().await;
         self.pad_file().await?;
         self.write_back(&mut refcounts).await?;
         while refcounts.has_unreferenced() || self.cache.is_dirty() {
@@ -83,12 +82,13 @@ impl Qcow2 {
     }
 
     pub(super) async fn flush_all(&self) -> Result<()> {
-        let mut refcounts = self.refcounts.lock().await;
+        let mut refcounts = self.lock_refcounts().await;
         self.write_back(&mut refcounts).await
     }
 
     /// Makes room in the cache for more changes.
     pub(super) async fn make_room(&self, refcounts: &mut Refcounts) -> Result<()> {
+        self.cache.release();
         if self.cache.is_full() {
             self.write_back(refcounts).await?;
             if self.cache.is_full() {
@@ -110,21 +110,21 @@ impl Qcow2 {
             }
         };
         let old = entry & OFFSET_MASK;
+        let size = self.header.cluster.size() as usize;
         if old != 0 && entry & COPIED != 0 {
-            self.load_missing(Missing::L2 { at: old }).await?;
+            self.cache.hold(&*self.file, old, size, L2_TABLE).await?;
             return Ok(old);
         }
-        let size = self.header.cluster.size() as usize;
         let contents: Box<[u8]> = if old == 0 {
             vec![0; size].into_boxed_slice()
         } else {
-            self.load_missing(Missing::L2 { at: old }).await?;
+            self.cache.hold(&*self.file, old, size, L2_TABLE).await?;
             self.cache.peek(old, |bytes| Box::from(bytes)).unwrap_or_else(|| vec![0; size].into_boxed_slice())
         };
         let (at, _) = self.take_clusters(refcounts, 1).await?;
-        self.cache.insert(at, contents, L2_TABLE);
         let (piece, len, within) = Self::l1_piece(self.geometry(), index);
-        self.cache.load(&*self.file, piece, len, L1_TABLE).await?;
+        self.cache.hold(&*self.file, piece, len, L1_TABLE).await?;
+        self.cache.insert(at, contents, L2_TABLE);
         self.cache.modify(piece, within * 8, 8, |place| place.copy_from_slice(&(at | COPIED).to_be_bytes()));
         if old != 0 {
             refcounts.release(old);
@@ -157,7 +157,7 @@ impl Qcow2 {
 
     pub(super) async fn prepare_write(&self, range: Range) -> Result<Allocation> {
         self.begin_changing().await?;
-        let mut refcounts = self.refcounts.lock().await;
+        let mut refcounts = self.lock_refcounts().await;
         self.make_room(&mut refcounts).await?;
         let cluster = self.header.cluster;
         let table = self.own_l2_table(&mut refcounts, range.start).await?;
@@ -210,7 +210,12 @@ impl Qcow2 {
     }
 
     pub(super) async fn commit_write(&self, allocation: &Allocation) -> Result<()> {
-        let mut refcounts = self.refcounts.lock().await;
+        self.link(allocation, true).await
+    }
+
+    /// Makes entries refer to the space. Unless it was `filled`, subclusters stay what they were.
+    pub(super) async fn link(&self, allocation: &Allocation, filled: bool) -> Result<()> {
+        let mut refcounts = self.lock_refcounts().await;
         let cluster = self.header.cluster;
         let Range { start, .. } = allocation.guest;
         let table = self.own_l2_table(&mut refcounts, start).await?;
@@ -224,7 +229,7 @@ impl Qcow2 {
             let mut new = L2Entry { word: host | COPIED, bitmap: 0 };
             if self.header.is_extended() {
                 let unit = cluster.size() / SUBCLUSTERS;
-                let written = bits(within / unit, (within + (end - at)).div_ceil(unit));
+                let written = if filled { bits(within / unit, (within + (end - at)).div_ceil(unit)) } else { 0 };
                 let kept = if old.is_compressed() { 0 } else { old.bitmap };
                 new.bitmap = kept & !(written << 32) | written;
             }
@@ -241,7 +246,7 @@ impl Qcow2 {
         if !allocation.fresh {
             return Ok(());
         }
-        let mut refcounts = self.refcounts.lock().await;
+        let mut refcounts = self.lock_refcounts().await;
         let cluster = self.header.cluster;
         let first = allocation.host.at - cluster.within(allocation.host.at);
         let end = allocation.host.at + allocation.guest.len;
@@ -342,7 +347,7 @@ impl Qcow2 {
     ) -> Result<()> {
         let cluster = self.header.cluster;
         let mut at = range.start;
-        let mut refcounts = self.refcounts.lock().await;
+        let mut refcounts = self.lock_refcounts().await;
         while at < range.end() {
             self.make_room(&mut refcounts).await?;
             let table_end = (at / self.header.l2_coverage() + 1) * self.header.l2_coverage();

@@ -31,14 +31,14 @@ impl Qcow2 {
         self.begin_changing().await?;
         let len = compressed.len() as u64;
         let host = {
-            let mut refcounts = self.refcounts.lock().await;
+            let mut refcounts = self.lock_refcounts().await;
             self.make_room(&mut refcounts).await?;
             self.take_bytes(&mut refcounts, len).await?
         };
         // Something else may have been there.
         *self.expanded.lock() = None;
         let written = self.file.write(host, compressed, WriteFlags::default()).await;
-        let mut refcounts = self.refcounts.lock().await;
+        let mut refcounts = self.lock_refcounts().await;
         let entry = L2Entry { word: compressed_word(host, len, self.header.cluster), bitmap: 0 };
         let linked = match written {
             Ok(()) => self.own_l2_table(&mut refcounts, at).await,

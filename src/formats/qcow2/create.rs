@@ -387,11 +387,11 @@ async fn preallocate(plan: &Plan, file: Arc<dyn Node>, data: Option<Arc<dyn Node
     let gate = data.map_or_else(Gate::closed, |data| Gate::new(Policy::Allow, Arc::new(DataFile(data))));
     let options = OpenOptions { read_only: false, gate, ..OpenOptions::default() };
     let name = file.name().to_string();
-    let opened = super::open::open(OpenContext { file: file.clone(), name: &name, options: &options }).await?;
-    let format = opened.format;
+    let (format, _) =
+        super::open::open_image(OpenContext { file: file.clone(), name: &name, options: &options }).await?;
     let mut at = 0;
     while at < plan.size {
-        let allocation = format.prepare(Range::new(at, plan.size - at)).await?;
+        let allocation = format.prepare_write(Range::new(at, plan.size - at)).await?;
         if plan.data_file.is_none() {
             let end = allocation.host.at + allocation.guest.len.next_multiple_of(plan.cluster.size());
             grow(&*file, end, plan.preallocation).await?;
@@ -399,10 +399,11 @@ async fn preallocate(plan: &Plan, file: Arc<dyn Node>, data: Option<Arc<dyn Node
                 zero_out(&*file, Range::new(allocation.host.at, end - allocation.host.at)).await?;
             }
         }
-        format.commit(&allocation).await?;
+        // With subclusters, space alone does not hide a backing image. A raw data file is the disk already.
+        format.link(&allocation, plan.data_file_raw).await?;
         at = allocation.guest.end();
     }
-    format.close().await
+    format.end_changing().await
 }
 
 /// Zeroes what a device held before.

@@ -27,10 +27,14 @@ const MAX_BITMAPS: u32 = 65535;
 const MAX_BITMAP_DIRECTORY_BYTES: u64 = 64 << 20;
 
 pub(super) fn open(context: OpenContext<'_>) -> BoxFuture<'_, Result<OpenedFormat>> {
-    Box::pin(open_image(context))
+    Box::pin(async move {
+        let (format, backing) = open_image(context).await?;
+        Ok(OpenedFormat { format: Box::new(format), backing })
+    })
 }
 
-async fn open_image(context: OpenContext<'_>) -> Result<OpenedFormat> {
+/// Opens the image, and says what its backing image is.
+pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Option<Reference>)> {
     let OpenContext { file, name, options } = context;
     let length = file.info().length;
     let mut head = vec![0; length.min(4096) as usize];
@@ -54,7 +58,7 @@ async fn open_image(context: OpenContext<'_>) -> Result<OpenedFormat> {
     let directory = snapshot::read_table(&*file, &header).await?;
     let bitmaps = read_bitmaps(&*file, &header, &extensions).await?;
     let data = match (header.has_data_file(), options.structure_only) {
-        (true, false) => Some(open_data_file(&extensions, name, options).await?),
+        (true, false) => Some(open_data_file(&*file, &extensions, name, options).await?),
         _ => None,
     };
     let backing =
@@ -80,7 +84,7 @@ async fn open_image(context: OpenContext<'_>) -> Result<OpenedFormat> {
         directory: Mutex::new(directory),
         bitmaps,
     };
-    Ok(OpenedFormat { format: Box::new(format), backing })
+    Ok((format, backing))
 }
 
 fn parse_extensions(header: &Header, head: &[u8]) -> Result<Extensions> {
@@ -130,6 +134,7 @@ fn backing_name(header: &Header, head: &[u8]) -> Result<Option<String>> {
 }
 
 async fn open_data_file(
+    file: &dyn Node,
     extensions: &Extensions,
     from: &str,
     options: &crate::drivers::OpenOptions,
@@ -149,6 +154,10 @@ async fn open_data_file(
     let node = options.gate.open(&reference).await.map_err(|error| {
         Error::new(error.kind(), alloc::format!("Could not open the external data file: {error}")).at_path(from)
     })?;
+    let identity = node.identity();
+    if !identity.is_empty() && identity == file.identity() {
+        return Err(Error::invalid("the image names itself as its external data file").at_path(from));
+    }
     Ok(byte_granular(node))
 }
 

@@ -4,11 +4,13 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::cache::Level;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, Problem};
 use crate::formats::qcow2::table::{refcount, refcount_place, set_refcount, word};
 use crate::formats::qcow2::{L2_TABLE, PIECE_BYTES, Qcow2, REFCOUNT_BLOCK, REFCOUNT_TABLE};
 use crate::node::{Range, ReadFlags, WriteFlags};
+use crate::sync::LockGuard;
 
 /// Place of the refcount table, where to look for free clusters, and what waits to be given back.
 #[derive(Debug)]
@@ -36,16 +38,6 @@ impl Refcounts {
     /// Notes that the cluster at `host` lost a reference.
     pub(super) fn release(&mut self, host: u64) {
         self.unreferenced.push(host);
-    }
-
-    /// Takes everything that waits to be given back.
-    pub(super) fn take_unreferenced(&mut self) -> Vec<u64> {
-        core::mem::take(&mut self.unreferenced)
-    }
-
-    /// Puts back what could not be given back.
-    pub(super) fn restore_unreferenced(&mut self, clusters: Vec<u64>) {
-        self.unreferenced.extend(clusters);
     }
 
     pub(super) fn has_unreferenced(&self) -> bool {
@@ -107,12 +99,12 @@ impl Qcow2 {
         let piece = index * 8 / PIECE_BYTES * PIECE_BYTES;
         let at = refcounts.table_offset + piece;
         let len = (bytes - piece).min(PIECE_BYTES) as usize;
-        self.cache.load(&*self.file, at, len, REFCOUNT_TABLE).await?;
+        self.cache.hold(&*self.file, at, len, REFCOUNT_TABLE).await?;
         Ok((at, ((index * 8 - piece) / 8) as usize))
     }
 
     async fn load_block(&self, at: u64) -> Result<()> {
-        self.cache.load(&*self.file, at, self.header.cluster.size() as usize, REFCOUNT_BLOCK).await
+        self.cache.hold(&*self.file, at, self.header.cluster.size() as usize, REFCOUNT_BLOCK).await
     }
 
     /// The block for the refcounts of block `index`, made if there is none.
@@ -134,16 +126,39 @@ impl Qcow2 {
         // Without a block every cluster it would describe is free: the block takes the first of them.
         let at = (index * self.refcounts_per_block()) << self.header.cluster.bits();
         self.check_overlap(Range::new(at, self.header.cluster.size()))?;
-        let mut block = vec![0; self.header.cluster.size() as usize];
-        let order = self.header.raw.refcount_order;
-        let (start, len) = refcount_place(0, order);
-        if let Some(place) = block.get_mut(start..start + len) {
-            set_refcount(place, 0, order, 1);
-        }
-        self.cache.insert(at, block.into_boxed_slice(), REFCOUNT_BLOCK);
-        let (piece, within) = self.load_table_piece(refcounts, index).await?;
-        self.cache.modify(piece, within * 8, 8, |place| place.copy_from_slice(&at.to_be_bytes()));
+        self.add_block(refcounts, index, at, self.block_with_used(1)).await?;
         Ok(at)
+    }
+
+    /// Links a new block at `at` for the refcounts of block `index`.
+    async fn add_block(&self, refcounts: &Refcounts, index: u64, at: u64, block: Vec<u8>) -> Result<()> {
+        let (piece, within) = self.load_table_piece(refcounts, index).await?;
+        self.cache.insert(at, block.into_boxed_slice(), REFCOUNT_BLOCK);
+        self.cache.modify(piece, within * 8, 8, |place| place.copy_from_slice(&at.to_be_bytes()));
+        Ok(())
+    }
+
+    /// A block in which the first clusters have one user each, at most as many as it describes.
+    fn block_with_used(&self, used: u64) -> Vec<u8> {
+        let order = self.header.raw.refcount_order;
+        let mut block = vec![0; self.header.cluster.size() as usize];
+        for entry in 0..used.min(self.refcounts_per_block()) {
+            let (start, len) = refcount_place(entry, order);
+            if let Some(place) = block.get_mut(start..start + len) {
+                set_refcount(place, entry, order, 1);
+            }
+        }
+        block
+    }
+
+    /// How many new blocks it takes to describe themselves and `count` clusters after them.
+    fn blocks_for(&self, count: u64) -> u64 {
+        let per_block = self.refcounts_per_block();
+        let mut blocks = 1;
+        while blocks * per_block < blocks + count {
+            blocks += 1;
+        }
+        blocks
     }
 
     /// Makes the refcount table large enough for block `index`: a new table, described by blocks of its own, in space
@@ -157,10 +172,7 @@ impl Qcow2 {
         let wanted = (first_block + first_block / 2).max(needed);
         let table_clusters = cluster.count(wanted * 8);
         // The new clusters hold `blocks` refcount blocks and then the table; the blocks describe all of them.
-        let mut blocks = 1;
-        while blocks * per_block < blocks + table_clusters {
-            blocks += 1;
-        }
+        let blocks = self.blocks_for(table_clusters);
         let table_bytes = table_clusters << cluster.bits();
         let start = (first_block * per_block) << cluster.bits();
         let end = start + ((blocks + table_clusters) << cluster.bits());
@@ -168,26 +180,19 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::TooLarge, "the refcount table cannot grow beyond 8 MiB"));
         }
         self.check_overlap(Range::new(start, end - start))?;
-        self.write_back(refcounts).await?;
+        // The new table is made from the old one on disk, so late refcounts have to be there too.
+        self.write_back_from(refcounts, REFCOUNT_BLOCK).await?;
         let mut table = vec![0; table_bytes as usize];
         if let Some(old) = table.get_mut(..old_bytes as usize) {
             self.file.read(refcounts.table_offset, old, ReadFlags::default()).await?;
         }
-        let order = self.header.raw.refcount_order;
         for block in 0..blocks {
             let at = start + (block << cluster.bits());
             let entry = (first_block + block) as usize * 8;
             if let Some(place) = table.get_mut(entry..entry + 8) {
                 place.copy_from_slice(&at.to_be_bytes());
             }
-            let mut bytes = vec![0; cluster.size() as usize];
-            let used = (blocks + table_clusters).saturating_sub(block * per_block).min(per_block);
-            for entry in 0..used {
-                let (start, len) = refcount_place(entry, order);
-                if let Some(place) = bytes.get_mut(start..start + len) {
-                    set_refcount(place, entry, order, 1);
-                }
-            }
+            let bytes = self.block_with_used((blocks + table_clusters).saturating_sub(block * per_block));
             self.file.write(at, &bytes, WriteFlags::default()).await?;
         }
         let table_offset = start + (blocks << cluster.bits());
@@ -214,12 +219,16 @@ impl Qcow2 {
         let per_block = self.refcounts_per_block();
         let order = self.header.raw.refcount_order;
         let cluster = self.header.cluster;
-        let mut index = refcounts.first_free;
         loop {
+            let index = refcounts.first_free;
             if index >= MAX_HOST_OFFSET >> cluster.bits() {
                 return Err(Error::new(ErrorKind::TooLarge, "no host cluster below 2^56 is free"));
             }
             let block = self.ensure_block(refcounts, index / per_block).await?;
+            if refcounts.first_free < index {
+                // Growing the table gave clusters back.
+                continue;
+            }
             let first = index % per_block;
             let run = self.cache.peek(block, |bytes| {
                 let is_free = |entry: &u64| refcount(bytes, *entry, order) == Some(0);
@@ -228,8 +237,7 @@ impl Qcow2 {
                 Some((start, end - start + 1))
             });
             let Some((start, count)) = run.flatten() else {
-                index = (index / per_block + 1) * per_block;
-                refcounts.first_free = index;
+                refcounts.first_free = (index / per_block + 1) * per_block;
                 continue;
             };
             let taken = index - first + start;
@@ -243,6 +251,10 @@ impl Qcow2 {
 
     /// Takes exactly `count` free clusters in a row.
     pub(super) async fn take_contiguous(&self, refcounts: &mut Refcounts, count: u64) -> Result<u64> {
+        if count >= self.refcounts_per_block() {
+            // A new block takes the first cluster of those it describes, so no run gets that long by itself.
+            return self.take_beyond(refcounts, count).await;
+        }
         let mut rejected = Vec::new();
         let mut start = None;
         let mut have = 0;
@@ -333,6 +345,35 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Takes `count` clusters in a row beyond everything that is described, behind the blocks that describe them.
+    async fn take_beyond(&self, refcounts: &mut Refcounts, count: u64) -> Result<u64> {
+        let cluster = self.header.cluster;
+        let per_block = self.refcounts_per_block();
+        let blocks = self.blocks_for(count);
+        let first = loop {
+            let entries = (refcounts.table_clusters << cluster.bits()) / 8;
+            let mut first = entries;
+            while first > 0 && self.block_offset(refcounts, first - 1).await? == 0 {
+                first -= 1;
+            }
+            if first + blocks <= entries {
+                break first;
+            }
+            self.grow_table(refcounts, entries.max(first + blocks)).await?;
+        };
+        let start = (first * per_block) << cluster.bits();
+        let len = (blocks + count) << cluster.bits();
+        if start + len > MAX_HOST_OFFSET {
+            return Err(Error::new(ErrorKind::TooLarge, "no host cluster below 2^56 is free"));
+        }
+        self.check_overlap(Range::new(start, len))?;
+        for block in 0..blocks {
+            let used = self.block_with_used((blocks + count).saturating_sub(block * per_block));
+            self.add_block(refcounts, first + block, start + (block << cluster.bits()), used).await?;
+        }
+        Ok(start + (blocks << cluster.bits()))
+    }
+
     fn set_in_block(&self, block: u64, first: u64, count: u64, value: u64) {
         let order = self.header.raw.refcount_order;
         let (start, _) = refcount_place(first, order);
@@ -378,17 +419,26 @@ impl Qcow2 {
         Ok(count == 1)
     }
 
+    /// Waits until nobody else changes the mapping.
+    pub(super) async fn lock_refcounts(&self) -> LockGuard<'_, Refcounts> {
+        let refcounts = self.refcounts.lock().await;
+        self.cache.release();
+        refcounts
+    }
+
     /// Writes back all metadata in order, then gives back what nothing refers to any more.
     pub(super) async fn write_back(&self, refcounts: &mut Refcounts) -> Result<()> {
-        let unreferenced = refcounts.take_unreferenced();
         let from = if self.is_lazy() { L2_TABLE } else { REFCOUNT_BLOCK };
-        if let Err(error) = self.cache.write_back(&*self.file, self.data.as_deref(), from).await {
-            refcounts.restore_unreferenced(unreferenced);
-            return Err(error);
-        }
+        self.write_back_from(refcounts, from).await
+    }
+
+    async fn write_back_from(&self, refcounts: &mut Refcounts, from: Level) -> Result<()> {
+        self.cache.write_back(&*self.file, self.data.as_deref(), from).await?;
         let mut free: Vec<u64> = Vec::new();
-        for host in unreferenced {
-            if self.drop_reference(refcounts, host).await? && self.pass_discard {
+        while let Some(host) = refcounts.unreferenced.last().copied() {
+            let dropped = self.drop_reference(refcounts, host).await;
+            refcounts.unreferenced.pop();
+            if dropped? && self.pass_discard {
                 free.push(host);
             }
         }

@@ -54,7 +54,7 @@ impl Qcow2 {
 
     /// Moves the L1 table to a larger place. The header points to the new one once all of it is on disk.
     async fn grow_l1_table(&self, entries: u64) -> Result<()> {
-        let mut refcounts = self.refcounts.lock().await;
+        let mut refcounts = self.lock_refcounts().await;
         let cluster = self.header.cluster;
         let old = self.geometry();
         if entries <= old.l1_entries {

@@ -27,7 +27,7 @@ impl Qcow2 {
             return Err(Error::invalid("an image with a raw external data file cannot have a backing file"));
         }
         self.begin_changing().await?;
-        let mut refcounts = self.refcounts.lock().await;
+        let mut refcounts = self.lock_refcounts().await;
         self.write_back(&mut refcounts).await?;
         let room = self.header.cluster.size() as usize;
         let mut old = vec![0; room];

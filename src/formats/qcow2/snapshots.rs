@@ -13,11 +13,10 @@ use crate::describe::Snapshot;
 use crate::engine::SnapshotChange;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
-use crate::formats::qcow2::map::Missing;
 use crate::formats::qcow2::refcount::Refcounts;
 use crate::formats::qcow2::snapshot::{Directory, MAX_TABLE_BYTES, StoredSnapshot};
 use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, compressed};
-use crate::formats::qcow2::{Geometry, PIECE_BYTES, Qcow2};
+use crate::formats::qcow2::{Geometry, L2_TABLE, PIECE_BYTES, Qcow2};
 use crate::node::{ReadFlags, WriteFlags};
 
 /// What happens to the references that tables make.
@@ -41,7 +40,7 @@ impl Qcow2 {
         }
         self.refuse_before_changing(change)?;
         self.begin_changing().await?;
-        let mut refcounts = self.refcounts.lock().await;
+        let mut refcounts = self.lock_refcounts().await;
         self.write_back(&mut refcounts).await?;
         match change {
             SnapshotChange::Create { name, date_sec, date_nsec } => {
@@ -157,7 +156,7 @@ impl Qcow2 {
     /// Leaves the active table without an entry, and gives back what it referred to.
     pub(super) async fn drop_everything(&self) -> Result<()> {
         self.begin_changing().await?;
-        let mut refcounts = self.refcounts.lock().await;
+        let mut refcounts = self.lock_refcounts().await;
         self.write_back(&mut refcounts).await?;
         let Geometry { l1_offset, l1_entries, .. } = self.geometry();
         let mut before = self.read_l1(l1_offset, l1_entries).await?;
@@ -208,7 +207,6 @@ impl Qcow2 {
             if table == 0 {
                 continue;
             }
-            self.make_room(refcounts).await.map_err(|error| ((index, 0), error))?;
             self.recount_table(refcounts, table, count, end).await.map_err(|(at, error)| ((index, at), error))?;
             if end.is_some() {
                 return Ok(());
@@ -231,9 +229,13 @@ impl Qcow2 {
             // The clusters of an external data file are not counted.
             return Ok(());
         }
-        self.load_missing(Missing::L2 { at: table }).await.map_err(|error| (0, error))?;
         let cluster = self.header.cluster;
         for index in 0..end.unwrap_or(self.header.l2_entries()) {
+            self.make_room(refcounts).await.map_err(|error| (index, error))?;
+            self.cache
+                .hold(&*self.file, table, cluster.size() as usize, L2_TABLE)
+                .await
+                .map_err(|error| (index, error))?;
             let old = self.entry(table, index);
             if old.is_compressed() {
                 if count == Count::Same {
@@ -253,8 +255,6 @@ impl Qcow2 {
                     self.set_entry(table, index, new);
                 }
             }
-            // The table may have been dropped from memory while refcounts were loaded.
-            self.load_missing(Missing::L2 { at: table }).await.map_err(|error| (index + 1, error))?;
         }
         Ok(())
     }
