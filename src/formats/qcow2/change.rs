@@ -209,6 +209,15 @@ impl Qcow2 {
     }
 
     pub(super) async fn commit_write(&self, allocation: &Allocation) -> Result<()> {
+        self.link(allocation, true).await
+    }
+
+    /// Links space that nothing was written to. Subclusters stay unallocated, so that the backing image shows through.
+    pub(super) async fn reserve(&self, allocation: &Allocation) -> Result<()> {
+        self.link(allocation, false).await
+    }
+
+    async fn link(&self, allocation: &Allocation, filled: bool) -> Result<()> {
         let mut refcounts = self.refcounts.lock().await;
         let cluster = self.header.cluster;
         let Range { start, .. } = allocation.guest;
@@ -223,7 +232,7 @@ impl Qcow2 {
             let mut new = L2Entry { word: host | COPIED, bitmap: 0 };
             if self.header.is_extended() {
                 let unit = cluster.size() / SUBCLUSTERS;
-                let written = bits(within / unit, (within + (end - at)).div_ceil(unit));
+                let written = if filled { bits(within / unit, (within + (end - at)).div_ceil(unit)) } else { 0 };
                 let kept = if old.is_compressed() { 0 } else { old.bitmap };
                 new.bitmap = kept & !(written << 32) | written;
             }

@@ -34,6 +34,38 @@ pub(super) const OPTIONS: &[CreateOption] = &[
     option("refcount_bits", "num", "Width of a reference count entry in bits"),
 ];
 
+/// Formats and protocols that a backing image may be said to have; QEMU refuses images that name another.
+const BACKING_FORMATS: &[&str] = &[
+    "bochs",
+    "cloop",
+    "dmg",
+    "luks",
+    "parallels",
+    "qcow",
+    "qcow2",
+    "qed",
+    "raw",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "vvfat",
+    "file",
+    "ftp",
+    "ftps",
+    "gluster",
+    "host_cdrom",
+    "host_device",
+    "http",
+    "https",
+    "iscsi",
+    "nbd",
+    "nfs",
+    "nvme",
+    "rbd",
+    "ssh",
+];
+
 const fn option(name: &'static str, kind: &'static str, help: &'static str) -> CreateOption {
     CreateOption { name, kind, help }
 }
@@ -178,6 +210,10 @@ impl Plan {
         }
         if self.preallocation != Preallocation::Off && self.backing.is_some() && !self.extended {
             return refuse("Backing file and preallocation can only be used at the same time if extended_l2 is on");
+        }
+        if let Some(format) = self.backing_format.as_ref().filter(|format| !BACKING_FORMATS.contains(&format.as_str()))
+        {
+            return Err(Error::invalid(alloc::format!("Parameter 'backing-fmt' does not accept value '{format}'")));
         }
         if self.backing_format.is_some() && self.backing.is_none() {
             return refuse("Backing format cannot be used without backing file");
@@ -379,19 +415,19 @@ async fn preallocate(plan: &Plan, file: Arc<dyn Node>, data: Option<Arc<dyn Node
     let gate = data.map_or_else(Gate::closed, |data| Gate::new(Policy::Allow, Arc::new(DataFile(data))));
     let options = OpenOptions { read_only: false, gate, ..OpenOptions::default() };
     let name = file.name().to_string();
-    let opened = super::open::open(OpenContext { file: file.clone(), name: &name, options: &options }).await?;
-    let format = opened.format;
+    let context = OpenContext { file: file.clone(), name: &name, options: &options };
+    let (image, _) = super::open::open_image(context).await?;
     let mut at = 0;
     while at < plan.size {
-        let allocation = format.prepare(Range::new(at, plan.size - at)).await?;
+        let allocation = image.prepare_write(Range::new(at, plan.size - at)).await?;
         if plan.data_file.is_none() {
             let end = allocation.host.at + allocation.guest.len.next_multiple_of(plan.cluster.size());
             grow(&*file, end, plan.preallocation).await?;
         }
-        format.commit(&allocation).await?;
+        image.reserve(&allocation).await?;
         at = allocation.guest.end();
     }
-    format.close().await
+    image.end_changing().await
 }
 
 async fn grow(file: &dyn Node, end: u64, preallocation: Preallocation) -> Result<()> {

@@ -22,7 +22,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cache::{Cache, Level};
-use crate::describe::{Bitmap, Details};
+use crate::describe::{Bitmap, Details, SnapshotChoice};
 use crate::drivers::{Driver, Evidence, Probe};
 use crate::engine::{Allocation, CheckReport, Format, InPlace};
 use crate::error::Result;
@@ -80,6 +80,8 @@ struct Qcow2 {
     refcounts: Lock<Refcounts>,
     /// Whether the header says what it must while the image is being changed.
     changing: AtomicBool,
+    /// Whether `geometry` is that of a snapshot.
+    at_snapshot: bool,
     /// Whether free clusters are given back to the host.
     pass_discard: bool,
     expanded_bytes: usize,
@@ -191,6 +193,10 @@ impl Format for Qcow2 {
 
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
         Op::future(self.resize_disk(length, preallocation))
+    }
+
+    fn select_snapshot(&mut self, choice: &SnapshotChoice) -> Result<()> {
+        self.select(choice)
     }
 
     fn describe(&self) -> Result<Details> {

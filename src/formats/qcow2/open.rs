@@ -27,10 +27,14 @@ const MAX_BITMAPS: u32 = 65535;
 const MAX_BITMAP_DIRECTORY_BYTES: u64 = 64 << 20;
 
 pub(super) fn open(context: OpenContext<'_>) -> BoxFuture<'_, Result<OpenedFormat>> {
-    Box::pin(open_image(context))
+    Box::pin(async {
+        let (image, backing) = open_image(context).await?;
+        Ok(OpenedFormat { format: Box::new(image), backing })
+    })
 }
 
-async fn open_image(context: OpenContext<'_>) -> Result<OpenedFormat> {
+/// Opens an image, without the backing image that it names.
+pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Option<Reference>)> {
     let OpenContext { file, name, options } = context;
     let length = file.info().length;
     let mut head = vec![0; length.min(4096) as usize];
@@ -68,6 +72,7 @@ async fn open_image(context: OpenContext<'_>) -> Result<OpenedFormat> {
         refcounts: Lock::new(Refcounts::new(raw.refcount_table_offset, raw.refcount_table_clusters.into())),
         cache: Cache::new(options.budgets.metadata_bytes.max(8 * header.cluster.size() as usize)),
         changing: AtomicBool::new(false),
+        at_snapshot: false,
         pass_discard: options.image.discard,
         expanded_bytes: options.budgets.expanded_bytes,
         check_bytes: options.budgets.check_bytes,
@@ -81,7 +86,7 @@ async fn open_image(context: OpenContext<'_>) -> Result<OpenedFormat> {
         snapshot_table_bytes,
         bitmaps,
     };
-    Ok(OpenedFormat { format: Box::new(format), backing })
+    Ok((format, backing))
 }
 
 fn parse_extensions(header: &Header, head: &[u8]) -> Result<Extensions> {
