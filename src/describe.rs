@@ -48,6 +48,37 @@ pub struct Snapshot {
     pub disk_size: u64,
 }
 
+/// Which internal snapshot is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotChoice {
+    /// The one with this identifier, or else the one with this name.
+    IdOrName(String),
+    /// The one with this identifier and this name, of which one may be left open.
+    Exactly {
+        /// Identifier.
+        id: Option<String>,
+        /// Name.
+        name: Option<String>,
+    },
+}
+
+impl SnapshotChoice {
+    /// The index of the snapshot that is meant.
+    pub fn find<'a>(&self, snapshots: impl IntoIterator<Item = &'a Snapshot> + Clone) -> Option<usize> {
+        let find = |wanted: &dyn Fn(&Snapshot) -> bool| snapshots.clone().into_iter().position(wanted);
+        match self {
+            SnapshotChoice::IdOrName(text) => {
+                find(&|snapshot| snapshot.id == *text).or_else(|| find(&|snapshot| snapshot.name == *text))
+            }
+            SnapshotChoice::Exactly { id: None, name: None } => None,
+            SnapshotChoice::Exactly { id, name } => find(&|snapshot| {
+                id.as_ref().is_none_or(|id| *id == snapshot.id)
+                    && name.as_ref().is_none_or(|name| *name == snapshot.name)
+            }),
+        }
+    }
+}
+
 /// A persistent dirty bitmap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bitmap {

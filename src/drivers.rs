@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::describe::SnapshotChoice;
 use crate::engine::{Format, Image, ImageOptions, byte_granular};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, ReadFlags, Role};
@@ -112,6 +113,8 @@ pub struct OpenOptions {
     /// Do not open any referenced file and read no guest data: enough to describe, map and check. Only with
     /// `read_only`.
     pub structure_only: bool,
+    /// Show the disk as it was at this internal snapshot. Only for images that are opened read-only.
+    pub snapshot: Option<SnapshotChoice>,
     /// Options of the format by QEMU's names, such as `offset` and `size` of raw.
     pub driver_options: BTreeMap<String, String>,
 }
@@ -127,6 +130,7 @@ impl Default for OpenOptions {
             image: ImageOptions::default(),
             no_backing: false,
             structure_only: false,
+            snapshot: None,
             driver_options: BTreeMap::new(),
         }
     }
@@ -219,7 +223,8 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
         let lower = reference.is_some();
         let lower_options;
         let layer_options = if lower {
-            lower_options = OpenOptions { read_only: true, driver_options: BTreeMap::new(), ..options.clone() };
+            lower_options =
+                OpenOptions { read_only: true, snapshot: None, driver_options: BTreeMap::new(), ..options.clone() };
             &lower_options
         } else {
             options
@@ -275,7 +280,14 @@ async fn open_layer(
         }
     };
     let context = OpenContext { file, name, options };
-    let opened = (driver.open)(context).await.map_err(|error| error.at_path(name).in_node(driver.name))?;
+    let explain = |error: Error| error.at_path(name).in_node(driver.name);
+    let mut opened = (driver.open)(context).await.map_err(explain)?;
+    if let Some(choice) = &options.snapshot {
+        if !options.read_only {
+            return Err(explain(Error::new(ErrorKind::Denied, "a snapshot can only be opened read-only")));
+        }
+        opened.format.select_snapshot(choice).map_err(explain)?;
+    }
     Ok((opened, probed))
 }
 

@@ -93,10 +93,10 @@ pub(crate) struct MapArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) output: Output,
     /// First byte of the disk to show
-    #[arg(short = 's', long, value_name = "OFFSET")]
+    #[arg(short = 's', long, value_name = "OFFSET", allow_hyphen_values = true)]
     pub(crate) start_offset: Option<String>,
     /// Number of bytes to show
-    #[arg(short = 'l', long, value_name = "LEN")]
+    #[arg(short = 'l', long, value_name = "LEN", allow_hyphen_values = true)]
     pub(crate) max_length: Option<String>,
     /// The image
     #[arg(value_name = "FILENAME")]
@@ -163,14 +163,20 @@ pub(crate) struct ConvertArgs {
     /// Open the source even if another process has it open for writing
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
-    /// Format of the target
-    #[arg(short = 'O', long = "target-format", value_name = "OUTPUT_FMT", default_value = "raw")]
-    pub(crate) target_format: String,
+    /// Copy an internal snapshot: snapshot.id=ID,snapshot.name=NAME or just one of the two
+    #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT_PARAM", allow_hyphen_values = true)]
+    pub(crate) snapshot: Option<String>,
+    /// Format of the target; raw without
+    #[arg(short = 'O', long = "target-format", value_name = "OUTPUT_FMT")]
+    pub(crate) target_format: Option<String>,
+    /// The target, which exists already, is a list of options such as driver=qcow2,file.filename=disk.img
+    #[arg(long)]
+    pub(crate) target_image_opts: bool,
     /// Options of the target's format
     #[arg(short = 'o', long = "target-options", value_name = "OPTIONS")]
     pub(crate) options: Vec<String>,
     /// Backing image of the target
-    #[arg(short = 'B', long = "backing", short_alias = 'b', value_name = "BACKING_FILENAME")]
+    #[arg(short = 'B', long = "backing", value_name = "BACKING_FILENAME")]
     pub(crate) backing: Option<String>,
     /// Format of the target's backing image
     #[arg(short = 'F', long = "backing-format", value_name = "BACKING_FMT")]
@@ -179,7 +185,7 @@ pub(crate) struct ConvertArgs {
     #[arg(short = 'c', long)]
     pub(crate) compress: bool,
     /// Runs of zeroes at least this long are not stored; 0 stores everything
-    #[arg(short = 'S', long = "sparse-size", value_name = "SIZE")]
+    #[arg(short = 'S', long = "sparse-size", value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) sparse_size: Option<String>,
     /// The target exists already
     #[arg(short = 'n', long = "no-create")]
@@ -187,10 +193,22 @@ pub(crate) struct ConvertArgs {
     /// The existing target reads as zeroes
     #[arg(long)]
     pub(crate) target_is_zero: bool,
+    /// Copy the bitmaps, too (not supported)
+    #[arg(long)]
+    pub(crate) bitmaps: bool,
+    /// Leave out bitmaps that are broken (not supported)
+    #[arg(long)]
+    pub(crate) skip_broken_bitmaps: bool,
     /// Number of parallel workers
-    #[arg(short = 'm', long = "parallel", value_name = "NUMBER")]
+    #[arg(short = 'm', long = "parallel", value_name = "NUMBER", allow_hyphen_values = true)]
     pub(crate) workers: Option<String>,
-    /// Allow writes out of order (always so with more than one worker)
+    /// Most bytes that are written in a second, with an optional suffix
+    #[arg(short = 'r', long = "rate", value_name = "RATE", allow_hyphen_values = true)]
+    pub(crate) rate: Option<String>,
+    /// Take what cannot be read for zeroes and go on
+    #[arg(long)]
+    pub(crate) salvage: bool,
+    /// Let workers write as soon as they can, rather than in the order of the disk
     #[arg(short = 'W', long = "oob-writes")]
     pub(crate) out_of_order: bool,
     /// Cache mode of the target

@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod human;
+mod image_opts;
 mod io;
 mod number;
 mod open;

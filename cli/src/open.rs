@@ -1,15 +1,16 @@
 //! From file names and options to open images.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use diskette::describe::SnapshotChoice;
 use diskette::drivers::{Drivers, OpenOptions};
 use diskette::engine::status::Chain;
-use diskette::native::{CacheMode, File, FileOpener, FileOptions, Locking, resolve};
+use diskette::native::{CacheMode, File, FileOpener, FileOptions, resolve};
 use diskette::{Budgets, Error, Gate, Image, ImageOptions, Node, Opener, Policy, block_on};
 
 use crate::Failure;
 use crate::args::ImageArgs;
+use crate::image_opts::{Described, NO_FILE_NAME};
 
 /// What a command wants of an image.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +28,8 @@ pub(crate) struct Wish {
     pub(crate) structure_only: bool,
     /// The contents are read: an image that is encrypted is refused.
     pub(crate) contents: bool,
+    /// The disk as it was at this internal snapshot.
+    pub(crate) snapshot: Option<SnapshotChoice>,
 }
 
 impl TryFrom<&ImageArgs> for Wish {
@@ -60,99 +63,13 @@ pub(crate) fn cache_mode(name: &str, what: &str) -> Result<CacheMode, Failure> {
     CacheMode::by_name(name).ok_or_else(|| Failure::new(format!("Invalid {what}cache option: {name}")))
 }
 
-/// Splits `name=value,name=value`; a doubled comma stands for one.
-pub(crate) fn split_options(text: &str) -> Result<BTreeMap<String, String>, Failure> {
-    let mut options = BTreeMap::new();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let mut piece = String::new();
-        loop {
-            match rest.split_once(',') {
-                Some((before, after)) if after.starts_with(',') => {
-                    piece.push_str(before);
-                    piece.push(',');
-                    rest = &after[1..];
-                }
-                Some((before, after)) => {
-                    piece.push_str(before);
-                    rest = after;
-                    break;
-                }
-                None => {
-                    piece.push_str(rest);
-                    rest = "";
-                    break;
-                }
-            }
-        }
-        match piece.split_once('=') {
-            Some((name, value)) => options.insert(name.to_string(), value.to_string()),
-            None => match piece.strip_prefix("no") {
-                Some(name) if !name.is_empty() => options.insert(name.to_string(), "off".to_string()),
-                _ => options.insert(piece, "on".to_string()),
-            },
-        };
+/// What a file name says about the image to open.
+fn by_name(name: &str, wish: &Wish) -> Result<Described, Failure> {
+    if name.is_empty() {
+        return Err(Failure::new(NO_FILE_NAME));
     }
-    Ok(options)
-}
-
-/// What a name, or a list of options, says about the image to open.
-struct Described {
-    path: String,
-    format: Option<String>,
-    locking: Locking,
-    driver_options: BTreeMap<String, String>,
-}
-
-impl Described {
-    fn by_name(name: &str, wish: &Wish) -> Result<Self, Failure> {
-        let format = wish.format.clone();
-        let path = resolve(name, "").map_err(|error| Failure::new(explain(&error, name)))?;
-        Ok(Described { path, format, locking: Locking::Auto, driver_options: BTreeMap::new() })
-    }
-
-    fn by_options(text: &str) -> Result<Self, Failure> {
-        if !text.contains('=') {
-            return Err(Failure::new(format!("Cannot find device='{text}' nor node-name='{text}'")));
-        }
-        let mut options = split_options(text)?;
-        let format = options.remove("driver");
-        let path = options.remove("file.filename");
-        if let Some(protocol) = options.remove("file.driver").filter(|driver| driver != "file") {
-            return Err(Failure::new(format!("Unknown driver '{protocol}'")));
-        }
-        let locking = match options.remove("file.locking").as_deref() {
-            None | Some("auto") => Locking::Auto,
-            Some("on") => Locking::On,
-            Some("off") => Locking::Off,
-            Some(other) => {
-                return Err(Failure::new(format!("Parameter 'locking' does not accept value '{other}'")));
-            }
-        };
-        let path = path.ok_or_else(|| Failure::new("A block device must be specified for \"file\""))?;
-        // What is not understood must not be passed over: it might be a window, a key, a snapshot.
-        let known: &[&str] = if format.as_deref() == Some("raw") { &["offset", "size"] } else { &[] };
-        if let Some(unknown) = options.keys().find(|name| !known.contains(&name.as_str())) {
-            let format = format.as_deref().unwrap_or("raw");
-            return Err(Failure::new(format!("Block format '{format}' does not support the option '{unknown}'")));
-        }
-        Ok(Described { path, format, locking, driver_options: options })
-    }
-
-    /// What QEMU calls the image.
-    fn name(&self) -> String {
-        if self.driver_options.is_empty() {
-            return self.path.clone();
-        }
-        let option = |name: &str| self.driver_options.get(name).map(|value| format!("\"{name}\": \"{value}\", "));
-        format!(
-            "json:{{{}\"driver\": \"{}\", {}\"file\": {{\"driver\": \"file\", \"filename\": {}}}}}",
-            option("offset").unwrap_or_default(),
-            self.format.as_deref().unwrap_or_default(),
-            option("size").unwrap_or_default(),
-            serde_json::Value::from(self.path.as_str()),
-        )
-    }
+    let path = resolve(name, "").map_err(|error| Failure::new(explain(&error, name)))?;
+    Ok(Described { path, format: wish.format.clone(), ..Described::default() })
 }
 
 /// Opens an image and, unless only its structure is wanted, its backing chain.
@@ -171,28 +88,41 @@ pub(crate) fn open_plainly(name: &str, wish: &Wish) -> Result<Opened, Failure> {
 }
 
 fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result<Opened, Failure> {
-    let described = if wish.image_opts { Described::by_options(name)? } else { Described::by_name(name, wish)? };
+    let described = if wish.image_opts { Described::by_options(name)? } else { by_name(name, wish)? };
     let failed = |error: Error| Failure::new(explain(&error, &described.path));
     if let Some(format) = described.format.as_deref().filter(|name| Drivers::all().by_name(name).is_none()) {
         return Err(Failure::new(format!("Unknown driver '{format}'")));
     }
+    let force_share = wish.force_share || described.force_share;
+    if wish.writable && described.read_only {
+        return Err(Failure::new("Block node is read-only"));
+    }
+    if wish.writable && force_share {
+        return Err(Failure::new("force-share=on can only be used with read-only images"));
+    }
     let options = FileOptions {
         read_only: !wish.writable,
-        cache: wish.cache,
+        cache: described.cache.unwrap_or(wish.cache),
         locking: described.locking,
-        force_share: wish.force_share,
+        force_share,
         ..FileOptions::default()
     };
     let file = File::open(&described.path, options).map_err(failed)?;
     let own = || Arc::new(FileOpener { options: FileOptions { read_only: true, ..options } }) as Arc<dyn Opener>;
+    let image_options = ImageOptions {
+        discard: wish.discard || described.discard,
+        detect_zeroes: described.detect_zeroes,
+        ..ImageOptions::default()
+    };
     let open_options = OpenOptions {
         format: described.format.clone(),
         read_only: !wish.writable,
-        image: ImageOptions { discard: wish.discard, ..ImageOptions::default() },
         gate: Gate::new(Policy::Allow, opener.unwrap_or_else(own)),
         no_backing: wish.no_backing,
         budgets: Budgets { check_bytes: 8 << 30, ..Budgets::default() },
+        image: image_options,
         structure_only: wish.structure_only,
+        snapshot: wish.snapshot.clone(),
         driver_options: described.driver_options.clone(),
         ..OpenOptions::default()
     };

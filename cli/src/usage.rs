@@ -28,6 +28,15 @@ pub(crate) fn message(error: &clap::Error, command: Option<&str>) -> String {
             let wanted = if command == Some("compare") { "two image file names" } else { "one image file name" };
             format!("diskette: Expecting {wanted}")
         }
+        ErrorKind::InvalidValue if value.is_empty() && command.is_some() => {
+            // What lacks its value was the last word.
+            let last = std::env::args().next_back().unwrap_or_default();
+            let long = argument.split(' ').next().unwrap_or_default();
+            match last.strip_prefix('-').filter(|rest| !rest.starts_with('-')).and_then(|rest| rest.chars().last()) {
+                Some(letter) => format!("{program}: option requires an argument -- '{letter}'"),
+                None => format!("{program}: option '{long}' requires an argument"),
+            }
+        }
         ErrorKind::InvalidValue if argument.starts_with("--output") && !value.is_empty() => {
             format!("diskette: --output expects 'human' or 'json' not '{value}'")
         }

@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::describe::Details;
+use crate::describe::{Details, SnapshotChoice};
 use crate::error::{Error, Result};
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
 use crate::op::Op;
@@ -238,6 +238,18 @@ pub trait Format: Send + Sync {
     fn snapshot<'a>(&'a self, change: &'a SnapshotChange) -> Op<'a, ()> {
         let _ = change;
         Op::err(Error::unsupported("Operation not supported"))
+    }
+
+    /// From now on the disk is what it was at an internal snapshot. The image is read-only.
+    ///
+    /// # Errors
+    /// There is no such snapshot, or the format has none.
+    fn select_snapshot(&mut self, choice: &SnapshotChoice) -> Result<()> {
+        let _ = choice;
+        Err(Error::unsupported(alloc::format!(
+            "Block format '{}' used by device '' does not support temporarily loading internal snapshots",
+            self.name()
+        )))
     }
 
     /// What can be said about the image without reading guest data.

@@ -214,7 +214,7 @@ impl Node for Image {
         if let Err(error) = check_bounds(range.start, range.len, self.format.info().length) {
             return Op::err(self.explain(error));
         }
-        self.format.map(range, want)
+        self.format.map(range, want).then(|result| result.map_err(|error| self.explain(error)))
     }
 
     fn read<'a>(&'a self, at: u64, into: &'a mut [u8], flags: ReadFlags) -> Op<'a, ()> {

@@ -1,11 +1,16 @@
 //! Copying and comparing disks on several threads.
 //!
-//! Workers take segments in order from a counter. Each looks up what its segment holds, skips what reads as zeroes, and
-//! moves the rest. The first error ends all of them.
+//! Workers take parts of the disk in order, each looks up what its part holds, skips what reads as zeroes, and moves the
+//! rest. A copy reads in parallel and, unless told otherwise, writes in the order of the disk, so that the target is laid
+//! out alike every time. The first error ends all workers.
 
 use alloc::sync::Arc;
+use core::num::NonZeroU64;
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+use std::sync::{Condvar, Mutex as StdMutex};
+use std::time::Instant;
 use std::vec::Vec;
 
 use crate::engine::is_zero;
@@ -19,6 +24,10 @@ use crate::sync::Mutex;
 const SEGMENT: u64 = 4 << 20;
 /// Largest single read or write.
 const BUFFER: usize = 1 << 19;
+/// Most bytes that a file system is asked to copy at once.
+const OFFLOAD_BYTES: u64 = 64 << 20;
+/// What is given up when it cannot be read.
+const SECTOR: u64 = 512;
 
 /// How a disk is copied.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +46,12 @@ pub struct CopyOptions {
     pub target_start: u64,
     /// Whether data is handed to [`Node::copy_from`] where that works, instead of being read and looked through.
     pub offload: bool,
+    /// Whether workers write as soon as they can, rather than in the order of the disk.
+    pub out_of_order: bool,
+    /// Most bytes that are written in a second; 0 for no limit.
+    pub bytes_per_second: u64,
+    /// Is told of every sector that cannot be read, which is then taken for zeroes. Without it, the copy ends there.
+    pub salvage: Option<fn(&CopyError)>,
 }
 
 impl Default for CopyOptions {
@@ -49,6 +64,9 @@ impl Default for CopyOptions {
             own_layers: u32::MAX,
             target_start: 0,
             offload: false,
+            out_of_order: false,
+            bytes_per_second: 0,
+            salvage: None,
         }
     }
 }
@@ -128,6 +146,26 @@ impl<'a, E: From<Error> + Send> Run<'a, E> {
     }
 }
 
+/// A step of copying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Looking up what the source holds.
+    Status,
+    /// Reading the source.
+    Read,
+    /// Writing the target.
+    Write,
+}
+
+/// Why a copy could not be ended.
+#[derive(Debug)]
+pub struct CopyError {
+    /// What was being done, and at which offset of the target. `None` if the copy was cancelled.
+    pub doing: Option<(Step, u64)>,
+    /// What went wrong.
+    pub error: Error,
+}
+
 /// Copies a disk. `progress` is told how many bytes of it are done.
 ///
 /// # Errors
@@ -137,11 +175,31 @@ pub fn copy(
     target: &Arc<dyn Node>,
     options: CopyOptions,
     progress: &Progress<'_>,
-) -> Result<()> {
-    let chain = Chain::of(source.clone());
-    let job = Copy { chain, source: &**source, target: &**target, options };
-    Run::new(source.info().length, progress)
-        .over_segments(options.workers, |range, buffer| job.segment(range, buffer).map(ControlFlow::Continue))
+) -> Result<(), CopyError> {
+    let cluster = target.info().cluster_size.unwrap_or(1);
+    let job = Copy {
+        chain: Chain::of(source.clone()),
+        source: &**source,
+        target: &**target,
+        options,
+        length: source.info().length,
+        batch_bytes: u64::from(cluster).max(if options.offload { OFFLOAD_BYTES } else { BUFFER as u64 }),
+        queue: Mutex::default(),
+        turn: StdMutex::default(),
+        turn_changed: Condvar::new(),
+        started: Instant::now(),
+        written: AtomicU64::new(0),
+        done: AtomicU64::new(0),
+        error: Mutex::new(None),
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..options.workers.max(1) {
+            scope.spawn(|| job.work(progress));
+        }
+        job.work(progress);
+    });
+    let error = job.error.lock().take();
+    error.map_or(Ok(()), Err)
 }
 
 struct Copy<'a> {
@@ -149,67 +207,238 @@ struct Copy<'a> {
     source: &'a dyn Node,
     target: &'a dyn Node,
     options: CopyOptions,
+    length: u64,
+    /// Most data of a batch.
+    batch_bytes: u64,
+    queue: Mutex<Queue>,
+    /// Number of the batch that is written next, or [`STOPPED`].
+    turn: StdMutex<u64>,
+    turn_changed: Condvar,
+    started: Instant,
+    written: AtomicU64,
+    done: AtomicU64,
+    error: Mutex<Option<CopyError>>,
 }
 
+/// What is left to do.
+#[derive(Default)]
+struct Queue {
+    at: u64,
+    batch: u64,
+}
+
+/// Part of the disk that a worker copies at a time: reads first, then writes when it is its turn.
+#[derive(Default)]
+struct Batch {
+    number: u64,
+    range: Range,
+    pieces: Vec<(Range, Kind)>,
+    buffer: Vec<u8>,
+}
+
+/// What is done about a piece of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Zero,
+    Data,
+}
+
+/// No batch has this number.
+const STOPPED: u64 = u64::MAX;
+
 impl Copy<'_> {
-    /// Copies a segment, and says how far there is nothing more to do.
-    fn segment(&self, range: Range, buffer: &mut Vec<u8>) -> Result<u64> {
+    fn work(&self, progress: &Progress<'_>) {
+        let guard = StopOnPanic(self);
+        let mut batch = Batch::default();
+        loop {
+            match self.copy_batch(&mut batch) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => return self.stop(Some(error)),
+            }
+            let done = self.done.fetch_add(batch.range.len, Ordering::Relaxed) + batch.range.len;
+            if progress(done).is_break() {
+                let error = Error::new(ErrorKind::Cancelled, "cancelled");
+                return self.stop(Some(CopyError { doing: None, error }));
+            }
+        }
+        drop(guard);
+    }
+
+    /// Ends all workers. The first error counts.
+    fn stop(&self, error: Option<CopyError>) {
+        if let Some(error) = error {
+            self.error.lock().get_or_insert(error);
+        }
+        self.queue.lock().at = u64::MAX;
+        *self.turn() = STOPPED;
+        self.turn_changed.notify_all();
+    }
+
+    fn turn(&self) -> std::sync::MutexGuard<'_, u64> {
+        self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Copies the next batch. `false` if there is none.
+    fn copy_batch(&self, batch: &mut Batch) -> Result<bool, CopyError> {
+        if !self.take(batch)? {
+            return Ok(false);
+        }
+        let Batch { number, pieces, buffer, .. } = batch;
+        let mut filled = 0;
+        for (range, kind) in &*pieces {
+            if *kind == Kind::Data && !self.options.offload {
+                let end = filled + range.len as usize;
+                buffer.resize(buffer.len().max(end), 0);
+                self.read(range.start, buffer.get_mut(filled..end).unwrap_or_default())?;
+                filled = end;
+            }
+        }
+        if !self.options.out_of_order && !self.wait_for_turn(*number) {
+            return Ok(false);
+        }
+        let mut rest = buffer.as_mut_slice();
+        for (range, kind) in &*pieces {
+            match kind {
+                Kind::Zero => self.zero(*range)?,
+                Kind::Data if self.options.offload => self.offload(*range)?,
+                Kind::Data => {
+                    let (bytes, after) = rest.split_at_mut(range.len as usize);
+                    self.write_sparse(range.start, bytes)?;
+                    rest = after;
+                }
+            }
+        }
+        if !self.options.out_of_order {
+            let mut turn = self.turn();
+            // Unless all were told to stop meanwhile.
+            if *turn == *number {
+                *turn += 1;
+            }
+            drop(turn);
+            self.turn_changed.notify_all();
+        }
+        Ok(true)
+    }
+
+    fn wait_for_turn(&self, number: u64) -> bool {
+        let mut turn = self.turn();
+        while *turn != number && *turn != STOPPED {
+            turn = self.turn_changed.wait(turn).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        *turn == number
+    }
+
+    /// Takes the next batch from the queue and looks up what it holds.
+    fn take(&self, batch: &mut Batch) -> Result<bool, CopyError> {
+        batch.pieces.clear();
+        let mut queue = self.queue.lock();
+        if queue.at >= self.length {
+            return Ok(false);
+        }
+        let start = queue.at;
+        let mut end = (start / SEGMENT).saturating_add(1).saturating_mul(SEGMENT).min(self.length);
+        let mut at = start;
+        while at < end {
+            let (len, kind) = self.look_up(Range::new(at, end - at))?;
+            if kind == Some(Kind::Data) {
+                // Batches end at round offsets, so that no cluster of the target belongs to two of them.
+                end = end.min((at / self.batch_bytes).saturating_add(1).saturating_mul(self.batch_bytes));
+            }
+            let piece = Range::new(at, len.min(end - at));
+            batch.pieces.extend(kind.map(|kind| (piece, kind)));
+            at += piece.len;
+        }
+        if batch.pieces.is_empty() && end < self.length {
+            // Nothing here: nor, often, for a long way.
+            if let (len, None) = self.look_up(Range::new(end, self.length - end))? {
+                end += len;
+            }
+        }
+        batch.range = Range::new(start, end - start);
+        batch.number = queue.batch;
+        *queue = Queue { at: end, batch: queue.batch + 1 };
+        Ok(true)
+    }
+
+    /// How much of the start of `range` is alike, and what is to be done about it.
+    fn look_up(&self, range: Range) -> Result<(u64, Option<Kind>), CopyError> {
+        let options = self.options;
+        let status = match block_on(self.chain.status(range, Want::Precise)) {
+            Ok(status) => status,
+            // Reading will tell the same, sector by sector.
+            Err(error) => {
+                self.unreadable(Step::Status, range.start, error)?;
+                return Ok((SECTOR.min(range.len), Some(Kind::Data)));
+            }
+        };
+        let kind = if options.skip_unallocated && (!status.present || status.depth >= options.own_layers) {
+            None
+        } else if status.zero && options.sparse_bytes > 0 {
+            (!options.target_is_zero || options.skip_unallocated).then_some(Kind::Zero)
+        } else {
+            // Without sparse detection everything is stored, zeroes too.
+            Some(Kind::Data)
+        };
+        Ok((status.len, kind))
+    }
+
+    /// Passes the error on, or reports it when the copy is to save what can be read.
+    fn unreadable(&self, step: Step, at: u64, error: Error) -> Result<(), CopyError> {
+        let error = CopyError { doing: Some((step, self.options.target_start + at)), error };
+        match self.options.salvage {
+            Some(report) => {
+                report(&error);
+                Ok(())
+            }
+            None => Err(error),
+        }
+    }
+
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<(), CopyError> {
+        let read = |at, into: &mut [u8]| block_on(self.source.read(at, into, ReadFlags::default()));
+        match read(at, into) {
+            Err(error) if self.options.salvage.is_none() => self.unreadable(Step::Read, at, error),
+            Err(_) => {
+                let mut at = at;
+                for sector in into.chunks_mut(SECTOR as usize) {
+                    if let Err(error) = read(at, sector) {
+                        sector.fill(0);
+                        self.unreadable(Step::Read, at, error)?;
+                    }
+                    at += SECTOR;
+                }
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Hands a range to the file system to copy, or copies it if that does not work.
+    fn offload(&self, range: Range) -> Result<(), CopyError> {
+        let target_at = self.options.target_start + range.start;
+        self.limit_rate(range.len);
+        match block_on(self.target.copy_from(target_at, self.source, range.start, range.len)) {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            result => return result.map_err(|error| self.unwritable(range.start, error)),
+        }
+        let mut buffer = Vec::new();
         let mut at = range.start;
         while at < range.end() {
-            let status = block_on(self.chain.status(Range::new(at, range.end() - at), Want::Precise))?;
-            let piece = Range::new(at, status.len);
-            at += status.len;
-            if self.has_nothing_to_do(&status) {
-                if at == range.end() {
-                    let rest = Range::new(piece.start, self.source.info().length - piece.start);
-                    let beyond = block_on(self.chain.status(rest, Want::Precise))?;
-                    return Ok(at.max(piece.start + if self.has_nothing_to_do(&beyond) { beyond.len } else { 0 }));
-                }
-            } else if self.is_zero(&status) {
-                self.zero(piece)?;
-            } else {
-                self.data(piece, buffer)?;
-            }
-        }
-        Ok(at)
-    }
-
-    fn has_nothing_to_do(&self, status: &Status) -> bool {
-        let CopyOptions { skip_unallocated, own_layers, target_is_zero, .. } = self.options;
-        if skip_unallocated {
-            return !status.present || status.depth >= own_layers;
-        }
-        target_is_zero && self.is_zero(status)
-    }
-
-    /// Without sparse detection everything is stored, zeroes too.
-    fn is_zero(&self, status: &Status) -> bool {
-        status.zero && self.options.sparse_bytes > 0
-    }
-
-    fn data(&self, piece: Range, buffer: &mut Vec<u8>) -> Result<()> {
-        if self.options.offload {
-            let target_at = self.options.target_start + piece.start;
-            match block_on(self.target.copy_from(target_at, self.source, piece.start, piece.len)) {
-                Err(error) if error.kind() == ErrorKind::Unsupported => {}
-                result => return result,
-            }
-        }
-        let mut at = piece.start;
-        while at < piece.end() {
-            let bytes = fetch(self.source, at, (piece.end() - at).min(BUFFER as u64), buffer)?;
-            self.write_sparse(at, bytes)?;
-            at += bytes.len() as u64;
+            buffer.resize((range.end() - at).min(BUFFER as u64) as usize, 0);
+            self.read(at, &mut buffer)?;
+            self.write_sparse(at, &buffer)?;
+            at += buffer.len() as u64;
         }
         Ok(())
     }
 
     /// Writes `bytes`, leaving out runs of zeroes of at least `sparse_bytes`, in units of that size.
-    fn write_sparse(&self, at: u64, bytes: &[u8]) -> Result<()> {
+    fn write_sparse(&self, at: u64, bytes: &[u8]) -> Result<(), CopyError> {
         if self.options.sparse_bytes == 0 {
             return self.write(at, bytes);
         }
-        let unit = self.options.sparse_bytes.max(512);
+        let unit = self.options.sparse_bytes.max(SECTOR);
         let (mut run_start, mut run_is_zero) = (0, None);
         let mut position = 0;
         while position < bytes.len() {
@@ -227,7 +456,7 @@ impl Copy<'_> {
         self.write_run(at, bytes, run_start..bytes.len(), run_is_zero.unwrap_or(false))
     }
 
-    fn write_run(&self, at: u64, bytes: &[u8], run: core::ops::Range<usize>, is_zero: bool) -> Result<()> {
+    fn write_run(&self, at: u64, bytes: &[u8], run: core::ops::Range<usize>, is_zero: bool) -> Result<(), CopyError> {
         let start = at + run.start as u64;
         if is_zero {
             self.zero(Range::new(start, run.len() as u64))
@@ -236,20 +465,51 @@ impl Copy<'_> {
         }
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), CopyError> {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.limit_rate(bytes.len() as u64);
         block_on(self.target.write(self.options.target_start + at, bytes, WriteFlags::default()))
+            .map_err(|error| self.unwritable(at, error))
     }
 
     /// Makes a range read as zeroes, unless it does already.
-    fn zero(&self, range: Range) -> Result<()> {
+    fn zero(&self, range: Range) -> Result<(), CopyError> {
         if self.options.target_is_zero && !self.options.skip_unallocated {
             return Ok(());
         }
-        let range = Range::new(self.options.target_start + range.start, range.len);
-        block_on(self.target.write_zeroes(range, WriteFlags { may_unmap: true, ..WriteFlags::default() }))
+        let place = Range::new(self.options.target_start + range.start, range.len);
+        block_on(self.target.write_zeroes(place, WriteFlags { may_unmap: true, ..WriteFlags::default() }))
+            .map_err(|error| self.unwritable(range.start, error))
+    }
+
+    fn unwritable(&self, at: u64, error: Error) -> CopyError {
+        CopyError { doing: Some((Step::Write, self.options.target_start + at)), error }
+    }
+
+    /// Waits until `bytes` more may be written.
+    fn limit_rate(&self, bytes: u64) {
+        let Some(rate) = NonZeroU64::new(self.options.bytes_per_second) else { return };
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        let due = Duration::from_secs_f64(before as f64 / rate.get() as f64);
+        while let Some(left) = due.checked_sub(self.started.elapsed()).filter(|left| !left.is_zero()) {
+            if *self.turn() == STOPPED {
+                return;
+            }
+            std::thread::sleep(left.min(Duration::from_millis(100)));
+        }
+    }
+}
+
+/// A worker that panics does not leave the others waiting for it.
+struct StopOnPanic<'a>(&'a Copy<'a>);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop(None);
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
     if !args.quiet {
         match args.output {
             Output::Human => print(&text(&report)),
-            Output::Json => line(&value(&report, &opened.name, opened.image.format_name())),
+            Output::Json => line(&value(&report, &args.file, opened.image.format_name())),
         }
     }
     Ok(match (report.check_errors, report.corruptions, report.leaks) {
@@ -89,24 +89,21 @@ fn text(report: &CheckReport) -> String {
 }
 
 fn value(report: &CheckReport, name: &str, format: &str) -> String {
-    let mut map = Map::new();
-    // What is zero is left out, except for the number of internal errors.
-    let numbers = [
-        ("image-end-offset", report.image_end_offset),
-        ("total-clusters", report.total_clusters),
-        ("corruptions", report.corruptions),
-        ("check-errors", report.check_errors),
-        ("leaks", report.leaks),
-        ("fragmented-clusters", report.fragmented_clusters),
-        ("allocated-clusters", report.allocated_clusters),
-        ("compressed-clusters", report.compressed_clusters),
+    // QEMU's order. What is zero is left out, except for the number of internal errors.
+    let number = |number: u64| (number > 0).then(|| json!(number));
+    let entries = [
+        ("image-end-offset", number(report.image_end_offset)),
+        ("compressed-clusters", number(report.compressed_clusters)),
+        ("total-clusters", number(report.total_clusters)),
+        ("corruptions", number(report.corruptions)),
+        ("check-errors", Some(json!(report.check_errors))),
+        ("leaks", number(report.leaks)),
+        ("allocated-clusters", number(report.allocated_clusters)),
+        ("filename", Some(json!(name))),
+        ("format", Some(json!(format))),
+        ("fragmented-clusters", number(report.fragmented_clusters)),
     ];
-    for (name, number) in numbers {
-        if number > 0 || name == "check-errors" {
-            map.insert(name.to_string(), json!(number));
-        }
-    }
-    map.insert("filename".to_string(), json!(name));
-    map.insert("format".to_string(), json!(format));
+    let map: Map<_, _> =
+        entries.into_iter().filter_map(|(name, value)| value.map(|value| (name.to_string(), value))).collect();
     pretty(&map.into())
 }

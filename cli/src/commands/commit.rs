@@ -75,7 +75,7 @@ pub(crate) fn run(args: &CommitArgs) -> Outcome {
             ControlFlow::Continue(())
         },
     );
-    copied.and_then(|()| block_on(base.close())).map_err(failed)?;
+    copied.map_err(|stopped| stopped.error).and_then(|()| block_on(base.close())).map_err(failed)?;
     progress.complete();
     // The images between are not what they were; with the target next to it, nothing needs this one's contents.
     if args.base.is_none() && !args.keep {

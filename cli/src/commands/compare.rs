@@ -62,7 +62,7 @@ pub(crate) fn run(args: &CompareArgs) -> Outcome {
 
 fn open_both(args: &CompareArgs) -> Result<(Opened, Opened), Failure> {
     if args.image_opts && (args.first_format.is_some() || args.second_format.is_some()) {
-        return Err(Failure::new("--image-opts and --a-format/--b-format are mutually exclusive"));
+        return Err(Failure::new("--image-opts and --format are mutually exclusive"));
     }
     let cache = args.cache.as_deref().map(|cache| cache_mode(cache, "source ")).transpose()?.unwrap_or_default();
     let wish = |format: &Option<String>| Wish {

@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use diskette::describe::SnapshotChoice;
 use diskette::drivers::Driver;
 use diskette::engine::status::Chain;
-use diskette::native::parallel::{CopyOptions, copy};
-use diskette::native::{CacheMode, resolve};
-use diskette::wire::parse_size;
+use diskette::native::parallel::{CopyError, CopyOptions, Step, copy};
+use diskette::native::resolve;
 use diskette::{Node, block_on};
 
 use crate::args::ConvertArgs;
 use crate::commands::create::{
     add_backing, check_backing, check_options, driver_for, make, merge_options, print_options, wants_help,
 };
-use crate::number;
-use crate::open::{Opened, Wish, cache_mode, explain, open};
+use crate::image_opts::split_options;
+use crate::number::{self, MAX_OFFSET};
+use crate::open::{Opened, Wish, cache_mode, explain, open, open_plainly};
 use crate::progress::Progress;
 use crate::{Failure, Outcome};
 
@@ -26,7 +27,7 @@ const DEFAULT_SPARSE_BYTES: u64 = 4096;
 const MAX_SPARSE_BYTES: u64 = 16 << 20;
 
 pub(crate) fn run(args: &ConvertArgs) -> Outcome {
-    let driver = driver_for(&args.target_format)?;
+    let driver = driver_for(args.target_format.as_deref().unwrap_or("raw"))?;
     let (target_name, source_names) = match args.files.split_last() {
         Some((target, sources)) if !sources.is_empty() => (target.as_str(), sources),
         last => {
@@ -42,23 +43,31 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome {
         return Ok(0);
     }
     let settings = Settings::new(args, driver)?;
-    let sources = source_names.iter().map(|name| open(name, &settings.source)).collect::<Result<Vec<_>, _>>()?;
+    let sources = open_sources(args, &settings, source_names)?;
+    if args.bitmaps {
+        return Err(Failure::new(match (sources.first().map(|source| source.image.format_name()), driver.name) {
+            (Some("raw"), _) => "Source lacks bitmap support",
+            (_, "raw") => "Format driver 'raw' does not support bitmaps",
+            _ => "copying bitmaps (--bitmaps) is not supported",
+        }));
+    }
     let size = sources.iter().map(|source| source.image.info().length).sum();
-    let options = target_options(args, driver, sources.len())?;
-    if args.no_create {
-        let ignored = !args.options.is_empty();
-        if ignored {
+    let options = if args.no_create {
+        if !args.options.is_empty() {
             return Err(Failure::new("-o has no effect when skipping image creation"));
         }
+        args.backing.iter().map(|name| ("backing_file".into(), name.clone())).collect()
     } else {
+        let options = target_options(args, driver, sources.len())?;
         if let Some(backing) = options.get("backing_file") {
             check_backing(target_name, backing, options.get("backing_fmt")).map_err(|failure| {
                 failure.within(&format!("Could not open '{target_name}': Could not open backing file"))
             })?;
         }
-        make(target_name, driver, size, &options, settings.target_cache)
+        make(target_name, driver, size, &options, settings.target.cache)
             .map_err(|failure| failure.within(&format!("{target_name}: error while converting {}", driver.name)))?;
-    }
+        options
+    };
     let target = open(target_name, &settings.target)?;
     if target.image.info().length < size {
         return Err(Failure::new("output file is smaller than input file"));
@@ -67,32 +76,44 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome {
     Ok(0)
 }
 
+fn open_sources(args: &ConvertArgs, settings: &Settings, names: &[String]) -> Result<Vec<Opened>, Failure> {
+    let sources = names.iter().map(|name| open(name, &settings.source)).collect::<Result<Vec<_>, _>>()?;
+    let Some(text) = &args.snapshot else { return Ok(sources) };
+    if sources.len() > 1 {
+        return Err(Failure::new("No support for concatenating multiple snapshot"));
+    }
+    let wish = Wish { snapshot: Some(snapshot_choice(text)?), ..settings.source.clone() };
+    let failed = |failure: Failure| failure.within("Failed to load snapshot");
+    names.iter().map(|name| open_plainly(name, &wish).map_err(failed)).collect()
+}
+
+/// The snapshot that `-l` means.
+fn snapshot_choice(text: &str) -> Result<SnapshotChoice, Failure> {
+    if !text.starts_with("snapshot.") {
+        return Ok(SnapshotChoice::IdOrName(text.into()));
+    }
+    let mut options = split_options(text)?;
+    let (id, name) = (options.remove("snapshot.id"), options.remove("snapshot.name"));
+    match options.keys().next() {
+        Some(unknown) => Err(Failure::new(format!(
+            "Invalid parameter '{unknown}'\ndiskette: Failed in parsing snapshot param '{text}'"
+        ))),
+        None => Ok(SnapshotChoice::Exactly { id, name }),
+    }
+}
+
 /// What the command line says about how to copy.
 struct Settings {
     source: Wish,
     target: Wish,
-    target_cache: CacheMode,
     sparse_bytes: u64,
+    bytes_per_second: u64,
     workers: usize,
 }
 
 impl Settings {
     fn new(args: &ConvertArgs, driver: &Driver) -> Result<Self, Failure> {
-        if args.image_opts && args.format.is_some() {
-            return Err(Failure::new("--image-opts and --format are mutually exclusive"));
-        }
-        if args.copy_range_offloading && args.compress {
-            return Err(Failure::new("Cannot enable copy offloading when -c is used"));
-        }
-        if args.copy_range_offloading && args.sparse_size.is_some() {
-            return Err(Failure::new("Cannot enable copy offloading when -S is used"));
-        }
-        if args.target_is_zero && !args.no_create {
-            return Err(Failure::new("--target-is-zero requires use of -n flag"));
-        }
-        if args.target_is_zero && args.backing.is_some() {
-            return Err(Failure::new("Cannot use --target-is-zero when the destination image has a backing file"));
-        }
+        refuse_contradictions(args)?;
         if args.compress {
             return Err(Failure::new(if driver.name == "raw" {
                 "Compression not supported for this file format"
@@ -100,36 +121,67 @@ impl Settings {
                 "writing compressed images (-c) is not supported"
             }));
         }
+        let source_cache = cache_mode(&args.source_cache, "source ")?;
         let target_cache = cache_mode(&args.target_cache, "")?;
         Ok(Settings {
             source: Wish {
                 format: args.format.clone(),
                 image_opts: args.image_opts,
                 force_share: args.force_share,
-                cache: cache_mode(&args.source_cache, "source ")?,
+                cache: source_cache,
                 contents: true,
                 ..Wish::default()
             },
             target: Wish {
-                format: Some(args.target_format.clone()),
+                format: (!args.target_image_opts).then(|| driver.name.to_string()),
+                image_opts: args.target_image_opts,
                 cache: target_cache,
                 writable: true,
                 ..Wish::default()
             },
-            target_cache,
             sparse_bytes: sparse_bytes(args.sparse_size.as_deref())?,
+            bytes_per_second: match &args.rate {
+                Some(text) => number::parse(text, "rate limit", 0..=MAX_OFFSET)?,
+                None => 0,
+            },
             workers: match &args.workers {
                 Some(text) => number::parse(text, "number of coroutines", 1..=16)? as usize,
+                // Warnings come in the order of the disk.
+                None if args.salvage => 1,
                 None => std::thread::available_parallelism().map_or(2, |count| count.get().min(8)),
             },
         })
     }
 }
 
+/// Fails if two options of the command line exclude each other.
+fn refuse_contradictions(args: &ConvertArgs) -> Result<(), Failure> {
+    let contradictions = [
+        (args.target_image_opts && !args.no_create, "--target-image-opts requires use of -n flag"),
+        (
+            args.image_opts && args.format.is_some() || args.target_image_opts && args.target_format.is_some(),
+            "--image-opts and --format are mutually exclusive",
+        ),
+        (args.skip_broken_bitmaps && !args.bitmaps, "Use of --skip-broken-bitmaps requires --bitmaps"),
+        (args.copy_range_offloading && args.compress, "Cannot enable copy offloading when -c is used"),
+        (args.copy_range_offloading && args.sparse_size.is_some(), "Cannot enable copy offloading when -S is used"),
+        (args.copy_range_offloading && args.salvage, "Cannot use copy offloading in salvaging mode"),
+        (args.target_is_zero && !args.no_create, "--target-is-zero requires use of -n flag"),
+        (
+            args.target_is_zero && args.backing.is_some(),
+            "Cannot use --target-is-zero when the destination image has a backing file",
+        ),
+    ];
+    match contradictions.iter().find(|(found, _)| *found) {
+        Some((_, text)) => Err(Failure::new(*text)),
+        None => Ok(()),
+    }
+}
+
 fn sparse_bytes(text: Option<&str>) -> Result<u64, Failure> {
     let Some(text) = text else { return Ok(DEFAULT_SPARSE_BYTES) };
     let what = "Invalid buffer size for sparse output specified";
-    let bytes = parse_size(text).ok_or_else(|| Failure::new(format!("{what}: '{text}'.")))?;
+    let bytes = number::parse(text, "buffer size for sparse output", 0..=MAX_OFFSET)?;
     if bytes % 512 != 0 || bytes > MAX_SPARSE_BYTES {
         return Err(Failure::new(format!(
             "{what}. Valid sizes are multiples of 512 up to {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully allocates output)."
@@ -141,7 +193,7 @@ fn sparse_bytes(text: Option<&str>) -> Result<u64, Failure> {
 /// The options that the target is made with.
 fn target_options(args: &ConvertArgs, driver: &Driver, sources: usize) -> Result<BTreeMap<String, String>, Failure> {
     let mut options = merge_options(&args.options)?;
-    check_options(driver, &mut options)?;
+    check_options(driver, &options)?;
     // The size is that of the sources.
     options.remove("size");
     add_backing(driver, &mut options, args.backing.as_ref(), args.backing_format.as_ref())?;
@@ -167,7 +219,9 @@ fn copy_all(
 ) -> Result<(), Failure> {
     let base = options.get("backing_file").map(|name| resolve(name, &target.path)).transpose()?;
     let preallocated = options.get("preallocation").is_some_and(|mode| mode != "off");
-    let fresh = !args.no_create && (base.is_none() || preallocated) && target.image.info().zero_init;
+    // Clusters that were set aside hold what their file held before.
+    let file_is_zero = !preallocated || target.file.info().zero_init;
+    let fresh = !args.no_create && base.is_none() && file_is_zero && target.image.info().zero_init;
     let target_node: Arc<dyn Node> = target.image.clone();
     let size = sources.iter().map(|source| source.image.info().length).sum();
     let progress = Progress::new(args.progress && !args.quiet, size);
@@ -185,17 +239,39 @@ fn copy_all(
             own_layers: shared.map_or(u32::MAX, |layers| layers as u32),
             target_start: start,
             offload: args.copy_range_offloading,
+            out_of_order: args.out_of_order,
+            bytes_per_second: settings.bytes_per_second,
+            salvage: match (args.salvage, args.quiet) {
+                (false, _) => None,
+                (true, false) => Some(warn),
+                (true, true) => Some(|_| {}),
+            },
         };
         let show = |done| {
             progress.update(start + done);
             ControlFlow::Continue(())
         };
-        copy(&source.node(), &target_node, copy_options, &show)
-            .map_err(|error| Failure::new(format!("error while converting: {}", explain(&error, ""))))?;
+        copy(&source.node(), &target_node, copy_options, &show).map_err(|error| Failure::new(what_failed(&error)))?;
         start += source.image.info().length;
     }
     block_on(target.image.close())
         .map_err(|error| Failure::new(format!("error while converting: {}", explain(&error, ""))))?;
     progress.complete();
     Ok(())
+}
+
+/// Which step failed where, and why.
+fn what_failed(error: &CopyError) -> String {
+    let reason = explain(&error.error, "");
+    match error.doing {
+        Some((Step::Status, at)) => format!("error while reading block status at offset {at}: {reason}"),
+        Some((Step::Read, at)) => format!("error while reading at byte {at}: {reason}"),
+        Some((Step::Write, at)) => format!("error while writing at byte {at}: {reason}"),
+        None => format!("error while converting: {reason}"),
+    }
+}
+
+/// Tells about a sector that is given up.
+fn warn(error: &CopyError) {
+    eprintln!("diskette: warning: {}", what_failed(error).replacen("at byte", "offset", 1));
 }

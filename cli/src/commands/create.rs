@@ -10,8 +10,9 @@ use diskette::wire::parse_size;
 use diskette::{Error, Node, block_on};
 
 use crate::args::CreateArgs;
+use crate::image_opts::split_options;
 use crate::number::{self, MAX_OFFSET};
-use crate::open::{Opened, Wish, explain, open_plainly, split_options};
+use crate::open::{Opened, Wish, explain, open_plainly};
 use crate::output::{line, print};
 use crate::{Failure, Outcome};
 
@@ -27,6 +28,7 @@ pub(crate) fn run(args: &CreateArgs) -> Outcome {
     let size = args.size.as_deref().map(|text| number::parse(text, "image size", 0..=MAX_OFFSET)).transpose()?;
     let in_file = |failure: Failure| failure.within(file);
     let driver = driver_for(&args.format).map_err(in_file)?;
+    resolve(file, "").map_err(|error| in_file(Failure::new(explain(&error, file))))?;
     let (options, size) = plan(args, driver, file, size).map_err(in_file)?;
     if !args.quiet {
         line(&formatting_line(file, driver.name, size, &options));
@@ -43,16 +45,18 @@ fn plan(
     size: Option<u64>,
 ) -> Result<(BTreeMap<String, String>, u64), Failure> {
     let mut options = merge_options(&args.options)?;
-    check_options(driver, &mut options)?;
+    check_options(driver, &options)?;
     add_backing(driver, &mut options, args.backing.as_ref(), args.backing_format.as_ref())?;
     let size = match (size, options.remove("size")) {
         (Some(_), Some(_)) => return Err(Failure::new("The image size must be specified only once")),
         (size, None) => size,
         (None, Some(text)) => parse_size(&text),
     };
+    if options.get("backing_file").is_some_and(String::is_empty) {
+        return Err(Failure::new("Expected backing file name, got empty string"));
+    }
     let no_size = || Failure::new("Image creation needs a size parameter");
-    let backing = options.get("backing_file").filter(|name| !name.is_empty());
-    let Some(backing) = backing else {
+    let Some(backing) = options.get("backing_file") else {
         let size = size.ok_or_else(no_size)?;
         return Ok((options, size));
     };
@@ -121,9 +125,12 @@ pub(crate) fn merge_options(texts: &[String]) -> Result<BTreeMap<String, String>
     Ok(options)
 }
 
-/// Fails unless the driver knows every option and its value is of the right kind. Switches become `on` or `off`.
-pub(crate) fn check_options(driver: &Driver, options: &mut BTreeMap<String, String>) -> Result<(), Failure> {
+/// Fails unless the driver knows every option and its value is of the right kind.
+pub(crate) fn check_options(driver: &Driver, options: &BTreeMap<String, String>) -> Result<(), Failure> {
     for (name, value) in options {
+        if name == "encryption" && switch(value) == Some("off") {
+            continue;
+        }
         if name.starts_with("encrypt") {
             return Err(Failure::new(format!("making encrypted images ('{name}') is not supported")));
         }
@@ -138,15 +145,22 @@ pub(crate) fn check_options(driver: &Driver, options: &mut BTreeMap<String, Stri
             "num" if value.parse::<u64>().is_err() => {
                 return Err(Failure::new(format!("Parameter '{name}' expects a number")));
             }
-            kind if kind.starts_with("bool") => match value.as_str() {
-                "on" | "yes" | "true" | "y" => *value = "on".into(),
-                "off" | "no" | "false" | "n" => *value = "off".into(),
-                _ => return Err(Failure::new(format!("Parameter '{name}' expects 'on' or 'off'"))),
-            },
+            kind if kind.starts_with("bool") && switch(value).is_none() => {
+                return Err(Failure::new(format!("Parameter '{name}' expects 'on' or 'off'")));
+            }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// `on` or `off`, whichever way it is spelled.
+fn switch(value: &str) -> Option<&'static str> {
+    match value {
+        "on" | "yes" | "true" | "y" => Some("on"),
+        "off" | "no" | "false" | "n" => Some("off"),
+        _ => None,
+    }
 }
 
 /// Adds the backing image of the command line to the options.
@@ -169,7 +183,7 @@ pub(crate) fn add_backing(
 /// Opens what is to be the backing image of `file`, to see that it is there.
 pub(crate) fn check_backing(file: &str, backing: &str, format: Option<&String>) -> Result<Opened, Failure> {
     let path = resolve(backing, file).map_err(|error| Failure::new(explain(&error, backing)))?;
-    open_plainly(&path, &Wish { format: format.cloned(), structure_only: true, ..Wish::default() })
+    open_plainly(&path, &Wish { format: format.cloned(), ..Wish::default() })
 }
 
 /// The line that tells what is about to be made.
@@ -179,6 +193,7 @@ fn formatting_line(file: &str, format: &str, size: u64, options: &BTreeMap<Strin
     // QEMU's order: what it always shows has a default here, the rest only if it was given.
     let shown: &[(&str, Option<&str>)] = if format == "qcow2" {
         &[
+            ("encryption", None),
             ("cluster_size", Some(&cluster)),
             ("extended_l2", Some("off")),
             ("preallocation", None),
@@ -235,11 +250,18 @@ fn fill(
     cache: CacheMode,
 ) -> Result<(), Error> {
     let create = driver.create.ok_or_else(|| Error::unsupported("this format cannot be made"))?;
+    let mut options = options.clone();
+    options.remove("encryption");
+    for option in driver.create_options.iter().filter(|option| option.kind.starts_with("bool")) {
+        if let Some(value) = options.get_mut(option.name) {
+            *value = switch(value).unwrap_or(value).to_string();
+        }
+    }
     let native = FileOptions { cache, ..FileOptions::default() };
     let file: Arc<dyn Node> = File::create(path, native)?;
     let data_file = match data_path {
         Some(path) => Some(File::create(path, native)? as Arc<dyn Node>),
         None => None,
     };
-    block_on(create(CreateContext { file, data_file, size, options }))
+    block_on(create(CreateContext { file, data_file, size, options: &options }))
 }

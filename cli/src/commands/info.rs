@@ -148,11 +148,11 @@ fn value(opened: &Opened, details: &Details) -> Json {
     let mut map = Map::new();
     let mut put = |name: &str, value: Json| map.insert(name.to_string(), value);
     put("children", json!([{ "name": "file", "info": file }]));
-    if !details.snapshots.is_empty() {
-        put("snapshots", Json::Array(details.snapshots.iter().map(snapshot).collect()));
-    }
     if let Some(format) = details.backing.as_ref().and_then(|backing| backing.format.clone()) {
         put("backing-filename-format", json!(format));
+    }
+    if !details.snapshots.is_empty() {
+        put("snapshots", Json::Array(details.snapshots.iter().map(snapshot).collect()));
     }
     put("virtual-size", json!(details.virtual_size));
     put("filename", json!(opened.name));

@@ -10,7 +10,8 @@ use super::discard_mode;
 use super::getopt::Given;
 use super::shell::Shell;
 use super::text::{Report, amount, dump, length, number, pattern, reason};
-use crate::open::{cache_mode, split_options};
+use crate::image_opts::split_options;
+use crate::open::cache_mode;
 use crate::{Failure, human, output};
 
 /// What buffers are filled with unless a command says otherwise, as QEMU fills them.

@@ -18,6 +18,9 @@ const PAGE: u64 = 8192;
 
 impl Qcow2 {
     pub(super) async fn check_all(&self) -> Result<CheckReport> {
+        if self.at_snapshot {
+            return Err(Error::unsupported("an image is checked as a whole, not at one of its snapshots"));
+        }
         if self.cache.is_dirty() {
             self.flush_all().await?;
         }

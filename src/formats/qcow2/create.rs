@@ -36,6 +36,37 @@ pub(super) const OPTIONS: &[CreateOption] = &[
 
 /// Zeroes are written in pieces of this many bytes.
 const ZERO_PIECE_BYTES: usize = 1 << 16;
+/// Formats and protocols that a backing image may be said to have; QEMU refuses images that name another.
+const BACKING_FORMATS: &[&str] = &[
+    "bochs",
+    "cloop",
+    "dmg",
+    "luks",
+    "parallels",
+    "qcow",
+    "qcow2",
+    "qed",
+    "raw",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "vvfat",
+    "file",
+    "ftp",
+    "ftps",
+    "gluster",
+    "host_cdrom",
+    "host_device",
+    "http",
+    "https",
+    "iscsi",
+    "nbd",
+    "nfs",
+    "nvme",
+    "rbd",
+    "ssh",
+];
 
 const fn option(name: &'static str, kind: &'static str, help: &'static str) -> CreateOption {
     CreateOption { name, kind, help }
@@ -181,6 +212,10 @@ impl Plan {
         }
         if self.preallocation != Preallocation::Off && self.backing.is_some() && !self.extended {
             return refuse("Backing file and preallocation can only be used at the same time if extended_l2 is on");
+        }
+        if let Some(format) = self.backing_format.as_ref().filter(|format| !BACKING_FORMATS.contains(&format.as_str()))
+        {
+            return Err(Error::invalid(alloc::format!("Parameter 'backing-fmt' does not accept value '{format}'")));
         }
         if self.backing_format.is_some() && self.backing.is_none() {
             return refuse("Backing format cannot be used without backing file");

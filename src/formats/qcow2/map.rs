@@ -115,11 +115,16 @@ impl Qcow2 {
             if at >= range.end() {
                 break;
             }
-            let mapping = units.mapping(table, unit).map_err(|(found, expected)| {
-                let index = unit / units.per_cluster;
-                Problem::Entry { table: "L2", index, found, expected }
-                    .corrupt_at(l2_at + index * self.header.l2_entry_size())
-            })?;
+            let mapping = match units.mapping(table, unit) {
+                Ok(mapping) => mapping,
+                // What is in front of a wrong entry can be used.
+                Err(_) if run.len > 0 => break,
+                Err((found, expected)) => {
+                    let index = unit / units.per_cluster;
+                    return Err(Problem::Entry { table: "L2", index, found, expected }
+                        .corrupt_at(l2_at + index * self.header.l2_entry_size()));
+                }
+            };
             let within_cluster = self.header.cluster.within(at);
             let unit_end = (at / units.size + 1) * units.size;
             let len = unit_end.min(range.end()) - at;

@@ -26,7 +26,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cache::{Cache, Level};
-use crate::describe::{Bitmap, Details};
+use crate::describe::{Bitmap, Details, SnapshotChoice};
 use crate::drivers::{Driver, Evidence, Probe};
 use crate::engine::{Allocation, CheckReport, Format, InPlace, SnapshotChange};
 use crate::error::Result;
@@ -83,6 +83,8 @@ struct Qcow2 {
     refcounts: Lock<Refcounts>,
     /// Whether the header says what it must while the image is being changed.
     changing: AtomicBool,
+    /// Whether `geometry` is that of a snapshot.
+    at_snapshot: bool,
     /// Whether free clusters are given back to the host.
     pass_discard: bool,
     expanded_bytes: usize,
@@ -223,6 +225,10 @@ impl Format for Qcow2 {
 
     fn snapshot<'a>(&'a self, change: &'a SnapshotChange) -> Op<'a, ()> {
         Op::future(self.change_snapshots(change))
+    }
+
+    fn select_snapshot(&mut self, choice: &SnapshotChoice) -> Result<()> {
+        self.select(choice)
     }
 
     fn describe(&self) -> Result<Details> {

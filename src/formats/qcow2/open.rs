@@ -72,6 +72,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         refcounts: Lock::new(Refcounts::new(raw.refcount_table_offset, raw.refcount_table_clusters.into())),
         cache: Cache::new(options.budgets.metadata_bytes.max(8 * header.cluster.size() as usize)),
         changing: AtomicBool::new(false),
+        at_snapshot: false,
         pass_discard: options.image.discard,
         expanded_bytes: options.budgets.expanded_bytes,
         check_bytes: options.budgets.check_bytes,

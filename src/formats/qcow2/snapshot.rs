@@ -6,9 +6,10 @@ use alloc::vec::Vec;
 
 use byteorder::{BE, ByteOrder};
 
-use crate::describe::Snapshot;
+use crate::describe::{Snapshot, SnapshotChoice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::{Header, MAX_L1_BYTES};
+use crate::formats::qcow2::{Geometry, Qcow2};
 use crate::node::{Node, Range, ReadFlags};
 use crate::wire::on_disk;
 
@@ -126,6 +127,46 @@ pub(super) async fn read_table(file: &dyn Node, header: &Header) -> Result<Direc
     Ok(Directory { snapshots, offset, bytes: at - offset })
 }
 
+impl Qcow2 {
+    /// Makes the L1 table and the size of a snapshot those of the image.
+    pub(super) fn select(&mut self, choice: &SnapshotChoice) -> Result<()> {
+        let directory = self.directory.lock();
+        let snapshots = &directory.snapshots;
+        let snapshot = choice
+            .find(snapshots.iter().map(|snapshot| &snapshot.about))
+            .and_then(|index| snapshots.get(index))
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "Can't find snapshot"))?;
+        let (at, entries) = (snapshot.l1_offset, snapshot.l1_entries);
+        let end = at.checked_add(entries * 8);
+        let length = self.file.info().length;
+        if !self.header.cluster.is_aligned(at) || end.is_none_or(|end| end > length) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                alloc::format!(
+                    "snapshot '{}' has its L1 table of {entries} entries at {at:#x}, expected a multiple of the cluster \
+                     size within the file, which has {length} bytes",
+                    snapshot.about.id
+                ),
+            ));
+        }
+        let size = snapshot.about.disk_size;
+        if entries < self.header.l1_entries_for(size) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                alloc::format!(
+                    "snapshot '{}' has {entries} L1 entries, expected {} for its disk of {size} bytes",
+                    snapshot.about.id,
+                    self.header.l1_entries_for(size)
+                ),
+            ));
+        }
+        drop(directory);
+        *self.geometry.lock() = Geometry { l1_offset: at, l1_entries: entries, size };
+        self.at_snapshot = true;
+        Ok(())
+    }
+}
+
 fn entry_len(raw: &RawSnapshot) -> u64 {
     let variable = u64::from(raw.extra_data_size) + u64::from(raw.id_str_size) + u64::from(raw.name_size);
     (RawSnapshot::SIZE as u64 + variable).next_multiple_of(8)
@@ -181,7 +222,8 @@ async fn read_entry(file: &dyn Node, header: &Header, at: u64) -> Result<(Stored
         date_nsec: raw.date_nsec,
         vm_clock_nsec: raw.vm_clock_nsec,
         icount: number(16).filter(|count| *count != u64::MAX),
-        disk_size: number(8).unwrap_or(header.raw.size),
+        // Without the field the disk is as large as now, as far as there are entries for it.
+        disk_size: number(8).unwrap_or_else(|| header.raw.size.min(u64::from(raw.l1_size) * header.l2_coverage())),
     };
     let entry = [&raw.emit()[..], &rest].concat();
     Ok((StoredSnapshot { about, l1_offset: raw.l1_table_offset, l1_entries: raw.l1_size.into(), entry }, len))

@@ -65,7 +65,9 @@ impl Window {
                 .get(name)
                 .map(|text| {
                     crate::wire::parse_size(text).ok_or_else(|| {
-                        Error::invalid(alloc::format!("Parameter '{name}' expects a size, not '{text}'"))
+                        Error::invalid(alloc::format!(
+                            "Parameter '{name}' expects a non-negative number below 2^64, not '{text}'"
+                        ))
                     })
                 })
                 .transpose()
