@@ -46,7 +46,8 @@ pub struct CopyOptions {
     pub target_start: u64,
     /// Whether data is handed to [`Node::copy_from`] where that works, instead of being read and looked through.
     pub offload: bool,
-    /// Whether workers write as soon as they can, rather than in the order of the disk.
+    /// Whether workers write as soon as they can, rather than in the order of the disk. Targets that do not allocate are
+    /// laid out alike in any order, so it makes no difference there.
     pub out_of_order: bool,
     /// Most bytes that are written in a second; 0 for no limit.
     pub bytes_per_second: u64,
@@ -176,7 +177,9 @@ pub fn copy(
     options: CopyOptions,
     progress: &Progress<'_>,
 ) -> Result<(), CopyError> {
-    let cluster = target.info().cluster_size.unwrap_or(1);
+    let cluster = target.info().cluster_size;
+    let options = CopyOptions { out_of_order: options.out_of_order || cluster.is_none(), ..options };
+    let cluster = cluster.unwrap_or(1);
     let job = Copy {
         chain: Chain::of(source.clone()),
         source: &**source,
