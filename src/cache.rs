@@ -11,7 +11,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::node::{Node, Range, ReadFlags, WriteFlags};
+use crate::node::{Node, ReadFlags, WriteFlags};
 use crate::sync::Mutex;
 
 /// Position in the order of write-back: lower levels reach the disk first.
@@ -203,13 +203,6 @@ impl Cache {
     /// Whether anything has changed since it was last written.
     pub fn is_dirty(&self) -> bool {
         self.state.lock().dirty_bytes > 0
-    }
-
-    /// Whether a table that is in memory shares a byte with `range`.
-    pub fn overlaps(&self, range: Range) -> bool {
-        let state = self.state.lock();
-        let before = state.tables.range(..range.end()).next_back();
-        before.is_some_and(|(at, table)| Range::new(*at, table.bytes.len() as u64).overlaps(range))
     }
 
     /// Writes back everything that has changed, in order, and flushes the file. Nothing may be changed meanwhile that

@@ -424,3 +424,89 @@ fn discarding_gives_the_host_its_space_back() {
     assert!(used() + (13 << 20) < full, "{} of {full} bytes are still in use", used());
     assert_clean(&path);
 }
+
+/// A number of `qemu-img check --output=json`; it leaves out what is 0.
+fn reported(json: &str, name: &str) -> u64 {
+    let line = json.lines().find(|line| line.contains(&format!("\"{name}\"")));
+    let text = line.and_then(|line| line.split(':').nth(1)).map(|text| text.trim().trim_end_matches(','));
+    text.map_or(0, |text| text.parse().unwrap())
+}
+
+#[test]
+fn damaged_tables_are_counted_alike() {
+    for (number, options) in ["cluster_size=4k", "cluster_size=16k,extended_l2=on"].iter().enumerate() {
+        let scratch = Scratch::new("counts");
+        let path = scratch.path("image.qcow2");
+        oracle("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, &path, "1M"]);
+        oracle("qemu-io", &["-c", "write -P 1 0 200k", "-c", "write -z 64k 32k", "-c", "write -P 2 600k 70k", &path]);
+        oracle("qemu-img", &["snapshot", "-c", "one", &path]);
+        oracle("qemu-io", &["-c", "write -P 9 10k 30k", &path]);
+        let sound = std::fs::read(&path).unwrap();
+        let word = |at: u64| u64::from_be_bytes(sound[at as usize..at as usize + 8].try_into().unwrap());
+        let (l1, blocks) = (word(40), word(48));
+        let (l2, block) = (word(l1) & 0x00ff_ffff_ffff_fe00, word(blocks));
+        let mut random = Random::new(number as u64);
+        for case in 0..25 {
+            let mut bytes = sound.clone();
+            for _ in 0..1 + random.below(2) {
+                let (table, entries) = *random.pick(&[(l1, 1), (l2, 200), (l2, 200), (block, 20)]);
+                let at = table + 8 * random.below(entries);
+                let cluster = random.below(sound.len() as u64 / 4096) * 4096;
+                let old = word(at);
+                let new = [old ^ 1 << random.below(64), old ^ 1 << 63, old ^ 1, 0, cluster, cluster | 1 << 63];
+                bytes[at as usize..at as usize + 8].copy_from_slice(&random.pick(&new).to_be_bytes());
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let json = String::from_utf8(tool("qemu-img", &["check", "--output=json", &path]).stdout).unwrap();
+            let ours = block_on(open_path(&path, false).check()).unwrap();
+            let counts =
+                [("leaks", ours.leaks), ("corruptions", ours.corruptions), ("check-errors", ours.check_errors)];
+            for (name, count) in counts {
+                assert_eq!(count, reported(&json, name), "{options} case {case} {name}: {:?}", ours.findings.first());
+            }
+            assert_eq!(ours.image_end_offset, reported(&json, "image-end-offset"), "{options} case {case}");
+            assert_eq!(ours.allocated_clusters, reported(&json, "allocated-clusters"), "{options} case {case}");
+        }
+    }
+}
+
+#[test]
+fn writes_that_would_hit_metadata_are_refused_alike() {
+    let scratch = Scratch::new("overlap");
+    let path = scratch.path("image.qcow2");
+    oracle("qemu-img", &["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", &path, "8M"]);
+    // Two L2 tables, of which the second is in nobody's memory.
+    oracle("qemu-io", &["-c", "write -P 1 0 64k", "-c", "write -P 2 4M 64k", &path]);
+    oracle("qemu-img", &["snapshot", "-c", "one", &path]);
+    oracle("qemu-img", &["bitmap", "--add", &path, "bits"]);
+    oracle("qemu-io", &["-c", "write -P 3 0 64k", "-c", "write -P 4 4M 64k", &path]);
+    let sound = std::fs::read(&path).unwrap();
+    let word = |at: u64| u64::from_be_bytes(sound[at as usize..at as usize + 8].try_into().unwrap());
+    let (l1, refcounts, snapshots) = (word(40), word(48), word(64));
+    let table = |entry: u64| word(entry) & 0x00ff_ffff_ffff_fe00;
+    let bitmaps = sound.windows(4).position(|kind| kind == [0x23, 0x85, 0x28, 0x75]).unwrap() as u64;
+    for (what, target) in [
+        ("the L1 table", l1),
+        ("the refcount table", refcounts),
+        ("a refcount block", word(refcounts)),
+        ("the snapshot table", snapshots),
+        ("a snapshot's L1 table", word(snapshots)),
+        ("the bitmap directory", word(bitmaps + 24)),
+        ("its own L2 table", table(l1)),
+        ("another L2 table", table(l1 + 16)),
+    ] {
+        let mut bytes = sound.clone();
+        let entry = table(l1) as usize;
+        bytes[entry..entry + 8].copy_from_slice(&(target | 1 << 63).to_be_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let image = open_path(&path, true);
+        let error = write(&*image, 0, &[9; 512]).expect_err(what);
+        assert!(error.to_string().contains("Preventing invalid write on metadata"), "{what}: {error}");
+        let _ = block_on(image.close());
+        drop(image);
+        assert_eq!(std::fs::read(&path).unwrap()[target as usize..][..32], bytes[target as usize..][..32], "{what}");
+        std::fs::write(&path, &bytes).unwrap();
+        let theirs = tool("qemu-io", &["-c", "write 0 512", &path]);
+        assert!(String::from_utf8_lossy(&theirs.stderr).contains("Preventing invalid write"), "{what}: {theirs:?}");
+    }
+}

@@ -41,6 +41,7 @@ impl Qcow2 {
         if self.changing.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.find_tables().await?;
         let raw = &self.header.raw;
         if raw.version >= 3 {
             let autoclear = raw.autoclear_features & AUTOCLEAR_DATA_FILE_RAW;
@@ -112,6 +113,7 @@ impl Qcow2 {
         let old = entry & OFFSET_MASK;
         let size = self.header.cluster.size() as usize;
         if old != 0 && entry & COPIED != 0 {
+            self.check_fixed_overlap(Range::new(old, size as u64))?;
             self.cache.hold(&*self.file, old, size, L2_TABLE).await?;
             return Ok(old);
         }
@@ -125,6 +127,7 @@ impl Qcow2 {
         let (piece, len, within) = Self::l1_piece(self.geometry(), index);
         self.cache.hold(&*self.file, piece, len, L1_TABLE).await?;
         self.cache.insert(at, contents, L2_TABLE);
+        self.metadata.add(at);
         self.cache.modify(piece, within * 8, 8, |place| place.copy_from_slice(&(at | COPIED).to_be_bytes()));
         if old != 0 {
             refcounts.release(old);

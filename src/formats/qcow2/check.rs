@@ -13,6 +13,12 @@ use crate::formats::qcow2::table::{COMPRESSED, COPIED, L2Entry, OFFSET_MASK, ZER
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
 use crate::node::{Range, ReadFlags};
 
+/// Bits of an L2 entry, other than of a compressed cluster, that mean nothing.
+const RESERVED: u64 = 0x3f00_0000_0000_01fe;
+
+/// Bits of a refcount table entry that are an offset.
+const REFCOUNT_BLOCK_MASK: u64 = !0x1ff;
+
 /// Counters of a page of the reference table.
 const PAGE: u64 = 8192;
 
@@ -40,14 +46,16 @@ struct References {
     pages: Vec<Option<Box<[u32]>>>,
     clusters: u64,
     budget: u64,
+    /// The most that a stored refcount can tell.
+    most: u32,
 }
 
 impl References {
-    fn new(clusters: u64, budget: u64) -> Result<Self> {
+    fn new(clusters: u64, budget: u64, most: u32) -> Result<Self> {
         let pages = clusters.div_ceil(PAGE);
         let budget = budget.checked_sub(pages.saturating_mul(16)).ok_or_else(|| over_budget(clusters))?;
         let pages = usize::try_from(pages).map_err(|_| over_budget(clusters))?;
-        Ok(References { pages: vec![None; pages], clusters, budget })
+        Ok(References { pages: vec![None; pages], clusters, budget, most })
     }
 
     fn get(&self, cluster: u64) -> u64 {
@@ -55,16 +63,17 @@ impl References {
         page.and_then(|page| page.get((cluster % PAGE) as usize)).copied().unwrap_or(0).into()
     }
 
-    fn add(&mut self, cluster: u64, times: u32) -> Result<()> {
+    /// Counts references. Returns how many are more than a stored refcount can tell; they are left out.
+    fn add(&mut self, cluster: u64, times: u32) -> Result<u32> {
         if self.is_page_empty(cluster) {
             self.charge(PAGE * 4)?;
         }
-        let Some(page) = self.pages.get_mut((cluster / PAGE) as usize) else { return Ok(()) };
+        let Some(page) = self.pages.get_mut((cluster / PAGE) as usize) else { return Ok(0) };
         let page = page.get_or_insert_with(|| vec![0; PAGE as usize].into_boxed_slice());
-        if let Some(count) = page.get_mut((cluster % PAGE) as usize) {
-            *count = count.saturating_add(times);
-        }
-        Ok(())
+        let Some(count) = page.get_mut((cluster % PAGE) as usize) else { return Ok(0) };
+        let fit = times.min(self.most - *count);
+        *count += fit;
+        Ok(times - fit)
     }
 
     /// Takes bytes from the memory budget.
@@ -107,12 +116,19 @@ impl<'a> Check<'a> {
         let cluster = image.header.cluster;
         let file_length = image.file.info().length;
         let report = CheckReport { total_clusters: cluster.count(image.geometry().size), ..CheckReport::default() };
-        let references = References::new(cluster.count(file_length), image.check_bytes)?;
+        let most = u32::try_from((1u128 << image.header.refcount_bits()) - 1).unwrap_or(u32::MAX);
+        let references = References::new(cluster.count(file_length), image.check_bytes, most)?;
         Ok(Check { image, report, references, differing: BTreeMap::new(), file_length })
     }
 
     fn corruption(&mut self, text: alloc::string::String) {
         self.report.add(FindingKind::Corruption, text);
+    }
+
+    /// A corruption that is met as many times as there are references to the table it is in.
+    fn repeated_corruption(&mut self, times: u32, text: alloc::string::String) {
+        self.corruption(text);
+        self.report.corruptions += u64::from(times.saturating_sub(1));
     }
 
     /// Counts references to all clusters that `range` of the file touches.
@@ -122,7 +138,7 @@ impl<'a> Check<'a> {
             return Ok(());
         }
         if range.end() > self.file_length.next_multiple_of(cluster.size()) {
-            self.corruption(alloc::format!(
+            self.repeated_corruption(times, alloc::format!(
                 "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset {:#x} size {:#x}",
                 range.start, range.len
             ));
@@ -131,7 +147,11 @@ impl<'a> Check<'a> {
         let first = range.start >> cluster.bits();
         let last = (range.end() - 1) >> cluster.bits();
         for index in first..=last {
-            self.references.add(index, times)?;
+            let lost = self.references.add(index, times)?;
+            if lost > 0 {
+                let text = alloc::format!("ERROR: overflow cluster offset={:#x}", index << cluster.bits());
+                self.repeated_corruption(lost, text);
+            }
         }
         Ok(())
     }
@@ -214,13 +234,22 @@ impl<'a> Check<'a> {
         let size = image.header.cluster.size();
         let mut table = vec![0; size as usize];
         for (at, uses) in tables {
-            if at + size > self.file_length {
-                continue;
+            if self.read_table(at, &mut table).await? {
+                self.count_l2_table(at, &table, uses)?;
             }
-            image.file.read(at, &mut table, ReadFlags::default()).await?;
-            self.count_l2_table(at, &table, uses)?;
         }
         Ok(())
+    }
+
+    /// Reads the part of a table that is in the file; the rest is zero. `false` if there is none.
+    async fn read_table(&self, at: u64, table: &mut [u8]) -> Result<bool> {
+        let stored = self.file_length.saturating_sub(at).min(table.len() as u64) as usize;
+        let (part, rest) = table.split_at_mut(stored);
+        rest.fill(0);
+        if stored > 0 {
+            self.image.file.read(at, part, ReadFlags::default()).await?;
+        }
+        Ok(stored > 0)
     }
 
     /// Checks an L1 entry and counts the reference to its table. Gives the table's offset if it can be looked at.
@@ -229,7 +258,7 @@ impl<'a> Check<'a> {
         if entry & !(OFFSET_MASK | COPIED) != 0 {
             self.corruption(alloc::format!("ERROR: {what} entry {index} has reserved bits set: {entry:#x}"));
         }
-        if at == 0 {
+        if entry == 0 {
             return Ok(None);
         }
         self.count(Range::new(at, self.image.header.cluster.size()), 1)?;
@@ -237,7 +266,6 @@ impl<'a> Check<'a> {
             self.corruption(alloc::format!(
                 "ERROR l2_offset={at:#x}: Table is not cluster aligned; {what} entry corrupted"
             ));
-            return Ok(None);
         }
         Ok(Some(at))
     }
@@ -252,28 +280,45 @@ impl<'a> Check<'a> {
             if entry == L2Entry::default() {
                 continue;
             }
+            if !entry.is_compressed() && entry.word & RESERVED != 0 {
+                self.repeated_corruption(
+                    times,
+                    alloc::format!("ERROR found l2 entry with reserved bits set: {:x}", entry.word),
+                );
+            }
             if entry.is_compressed() {
                 if external {
-                    self.corruption(alloc::format!(
-                        "ERROR: compressed cluster {:#x} in image with external data file",
-                        entry.word
-                    ));
+                    self.repeated_corruption(
+                        times,
+                        alloc::format!("ERROR: compressed cluster {:#x} in image with external data file", entry.word),
+                    );
                     continue;
                 }
                 if entry.is_copied() {
-                    self.corruption(alloc::format!(
-                        "ERROR: coffset={:#x}: copied flag must never be set for compressed clusters",
-                        entry.word & (COMPRESSED - 1)
-                    ));
+                    self.repeated_corruption(
+                        times,
+                        alloc::format!(
+                            "ERROR: coffset={:#x}: copied flag must never be set for compressed clusters",
+                            entry.word & (COMPRESSED - 1)
+                        ),
+                    );
+                }
+                if entry.bitmap != 0 {
+                    self.repeated_corruption(
+                        times,
+                        alloc::format!(
+                            "ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, entry={:#x}",
+                            entry.word
+                        ),
+                    );
                 }
                 let (host, stored) = compressed(entry.word, cluster);
                 self.count(Range::new(host & !511, u64::from(stored) + (host & 511)), times)?;
-                if uses.active > 0 {
-                    self.report.compressed_clusters += 1;
-                    self.report.allocated_clusters += 1;
-                    // Compressed clusters are never where the next one would be expected.
-                    self.report.fragmented_clusters += 1;
-                }
+                let active = u64::from(uses.active);
+                self.report.compressed_clusters += active;
+                self.report.allocated_clusters += active;
+                // Compressed clusters are never where the next one would be expected.
+                self.report.fragmented_clusters += active;
                 continue;
             }
             let place = L2Place { at, index };
@@ -292,47 +337,58 @@ impl<'a> Check<'a> {
         let header = &self.image.header;
         let (cluster, extended, external) = (header.cluster, header.is_extended(), header.has_data_file());
         let host = entry.word & OFFSET_MASK;
+        let times = uses.active.saturating_add(uses.snapshots);
         if extended {
             let both = entry.bitmap & 0xffff_ffff & entry.bitmap >> 32;
-            if both != 0 || entry.word & ZERO != 0 {
-                self.corruption(alloc::format!(
-                    "ERROR: invalid L2 bitmap at {:#x} index {}: {:#018x}",
-                    place.at,
-                    place.index,
-                    entry.bitmap
-                ));
+            if both != 0 {
+                self.repeated_corruption(
+                    times,
+                    alloc::format!(
+                        "ERROR: invalid L2 bitmap at {:#x} index {}: {:#018x}",
+                        place.at,
+                        place.index,
+                        entry.bitmap
+                    ),
+                );
             }
             if entry.host(external).is_none() && entry.bitmap & 0xffff_ffff != 0 {
-                self.corruption(alloc::format!(
-                    "ERROR: allocated subclusters without a cluster: L2 table {:#x} index {}",
-                    place.at,
-                    place.index
-                ));
+                self.repeated_corruption(
+                    times,
+                    alloc::format!(
+                        "ERROR: allocated subclusters without a cluster: L2 table {:#x} index {}",
+                        place.at,
+                        place.index
+                    ),
+                );
             }
         } else if entry.word & ZERO != 0 && header.raw.version < 3 {
-            self.corruption(alloc::format!(
-                "ERROR: zero cluster entry in a version 2 image: L2 table {:#x} index {}",
-                place.at,
-                place.index
-            ));
+            self.repeated_corruption(
+                times,
+                alloc::format!(
+                    "ERROR: zero cluster entry in a version 2 image: L2 table {:#x} index {}",
+                    place.at,
+                    place.index
+                ),
+            );
         }
         if entry.host(external).is_none() {
             return Ok(());
         }
         if !cluster.is_aligned(host) {
-            self.corruption(alloc::format!(
-                "ERROR offset={host:#x}: Cluster is not properly aligned; L2 entry corrupted."
-            ));
+            self.repeated_corruption(
+                times,
+                alloc::format!("ERROR offset={host:#x}: Cluster is not properly aligned; L2 entry corrupted."),
+            );
         }
         if uses.active > 0 {
-            self.report.allocated_clusters += 1;
+            self.report.allocated_clusters += u64::from(uses.active);
             if next_offset.is_some_and(|next| next != host) {
-                self.report.fragmented_clusters += 1;
+                self.report.fragmented_clusters += u64::from(uses.active);
             }
             *next_offset = Some(host + cluster.size());
         }
         if !external {
-            self.count(Range::new(host, cluster.size()), uses.active.saturating_add(uses.snapshots))?;
+            self.count(Range::new(host, cluster.size()), times)?;
         }
         Ok(())
     }
@@ -405,16 +461,19 @@ impl<'a> Check<'a> {
         let (cluster, order) = (image.header.cluster, image.header.raw.refcount_order);
         let per_block = image.header.refcounts_per_block();
         let mut bytes = vec![0; cluster.size() as usize];
-        let mut highest = None;
+        let mut highest = 0;
         let blocks = self.references.clusters.div_ceil(per_block);
         for index in 0..blocks {
-            let block = table.get(index as usize).copied().unwrap_or(0);
+            let block = table.get(index as usize).copied().unwrap_or(0) & REFCOUNT_BLOCK_MASK;
             let first = index * per_block;
             let end = (first + per_block).min(self.references.clusters);
-            let usable = block != 0 && cluster.is_aligned(block) && block + cluster.size() <= self.file_length;
-            if usable {
-                image.file.read(block, &mut bytes, ReadFlags::default()).await?;
+            if block >= 1 << 63 {
+                for at in first..end {
+                    self.report.add(FindingKind::CheckError, alloc::format!("Can't get refcount for cluster {at}"));
+                }
+                continue;
             }
+            let usable = block != 0 && cluster.is_aligned(block) && self.read_table(block, &mut bytes).await?;
             let stored_anything = usable && !crate::engine::is_zero(&bytes);
             let mut at = first;
             while at < end {
@@ -425,7 +484,7 @@ impl<'a> Check<'a> {
                 let stored = if usable { refcount(&bytes, at - first, order).unwrap_or(0) } else { 0 };
                 let counted = self.references.get(at);
                 if stored != 0 || counted != 0 {
-                    highest = Some(at);
+                    highest = at;
                 }
                 if stored != counted {
                     self.references.charge(64)?;
@@ -442,7 +501,7 @@ impl<'a> Check<'a> {
                 at += 1;
             }
         }
-        self.report.image_end_offset = highest.map_or(0, |highest| (highest + 1) << cluster.bits());
+        self.report.image_end_offset = (highest + 1) << cluster.bits();
         if !self.report.is_clean() {
             self.report.advice = RepairAdvice::Repair;
         }
@@ -464,7 +523,7 @@ impl<'a> Check<'a> {
         let mut table = vec![0; cluster.size() as usize];
         for (l1_index, entry) in active.into_iter().enumerate() {
             let at = entry & OFFSET_MASK;
-            if at == 0 || !cluster.is_aligned(at) || at + cluster.size() > self.file_length {
+            if at == 0 {
                 continue;
             }
             let count = self.stored(at);
@@ -473,7 +532,9 @@ impl<'a> Check<'a> {
                     "ERROR OFLAG_COPIED L2 cluster: l1_index={l1_index} l1_entry={entry:x} refcount={count}"
                 ));
             }
-            image.file.read(at, &mut table, ReadFlags::default()).await?;
+            if !self.read_table(at, &mut table).await? {
+                continue;
+            }
             for index in 0..image.header.l2_entries() {
                 let entry = L2Entry::read(&table, index, image.header.is_extended()).unwrap_or_default();
                 let Some(host) = entry.host(external).filter(|host| external || cluster.is_aligned(*host)) else {

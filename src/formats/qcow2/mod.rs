@@ -1,8 +1,8 @@
 //! qcow2, versions 2 and 3 (QEMU's docs/interop/qcow2).
 //!
 //! Bytes: [`header`], [`extension`], [`table`], `snapshot`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
-//! `change` (everything that alters the mapping), `compress`, `check`, `create`, `describe`, `resize`,
-//! `snapshots`.
+//! `metadata` (what must not be overwritten), `change` (everything that alters the mapping), `compress`, `check`, `create`,
+//! `describe`, `resize`, `rewrite`, `snapshots`.
 
 mod change;
 mod check;
@@ -12,6 +12,7 @@ mod describe;
 pub mod extension;
 pub mod header;
 mod map;
+mod metadata;
 mod open;
 mod refcount;
 mod resize;
@@ -36,6 +37,7 @@ use crate::sync::{Lock, Mutex};
 
 use extension::Extensions;
 use header::Header;
+use metadata::Metadata;
 use refcount::Refcounts;
 use snapshot::Directory;
 
@@ -61,11 +63,12 @@ fn probe(probe: &Probe<'_>) -> Option<Evidence> {
     })
 }
 
-/// Place and size of the active L1 table, and the size of the disk.
+/// Where the active L1 table and the refcount table are, and the size of the disk.
 #[derive(Clone, Copy, Debug)]
 struct Geometry {
     l1_offset: u64,
     l1_entries: u64,
+    refcount_table: Range,
     size: u64,
 }
 
@@ -79,6 +82,7 @@ struct Qcow2 {
     directory: Mutex<Directory>,
     bitmaps: Vec<Bitmap>,
     geometry: Mutex<Geometry>,
+    metadata: Metadata,
     cache: Cache,
     refcounts: Lock<Refcounts>,
     /// Whether the header says what it must while the image is being changed.

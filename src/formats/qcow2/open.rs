@@ -14,9 +14,10 @@ use crate::engine::byte_granular;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::extension::{Extensions, directory_entry};
 use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, Problem};
+use crate::formats::qcow2::metadata::Metadata;
 use crate::formats::qcow2::refcount::Refcounts;
 use crate::formats::qcow2::{Geometry, Qcow2, snapshot};
-use crate::node::{Node, ReadFlags, Role};
+use crate::node::{Node, Range, ReadFlags, Role};
 use crate::op::BoxFuture;
 use crate::policy::Reference;
 use crate::sync::{Lock, Mutex};
@@ -25,6 +26,8 @@ use crate::sync::{Lock, Mutex};
 const MAX_BITMAPS: u32 = 65535;
 /// Largest bitmap directory in bytes.
 const MAX_BITMAP_DIRECTORY_BYTES: u64 = 64 << 20;
+/// Largest bitmap in bytes, in whole clusters.
+const MAX_BITMAP_BYTES: u64 = 512 << 20;
 
 pub(super) fn open(context: OpenContext<'_>) -> BoxFuture<'_, Result<OpenedFormat>> {
     Box::pin(async move {
@@ -67,8 +70,13 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         geometry: Mutex::new(Geometry {
             l1_offset: raw.l1_table_offset,
             l1_entries: raw.l1_size.into(),
+            refcount_table: Range::new(
+                raw.refcount_table_offset,
+                u64::from(raw.refcount_table_clusters) << header.cluster.bits(),
+            ),
             size: raw.size,
         }),
+        metadata: Metadata::new(&header, &extensions, &directory),
         refcounts: Lock::new(Refcounts::new(raw.refcount_table_offset, raw.refcount_table_clusters.into())),
         cache: Cache::new(options.budgets.metadata_bytes.max(8 * header.cluster.size() as usize)),
         changing: AtomicBool::new(false),
@@ -190,6 +198,9 @@ async fn read_bitmaps(file: &dyn Node, header: &Header, extensions: &Extensions)
         let Some((entry, after)) = directory_entry(rest) else {
             return Err(field("bitmap_directory_size", extension.directory_size, "room for every bitmap"));
         };
+        if u64::from(entry.table_size) << header.cluster.bits() > MAX_BITMAP_BYTES {
+            return Err(field("bitmap_table_size", entry.table_size.into(), "a bitmap of at most 512 MiB"));
+        }
         if entry.granularity_bits > 63 || entry.kind != 1 {
             return Err(field("bitmap granularity_bits or type", entry.granularity_bits.into(), "9 to 31, type 1"));
         }

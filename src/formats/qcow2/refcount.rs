@@ -46,35 +46,6 @@ impl Refcounts {
 }
 
 impl Qcow2 {
-    /// Fails if a range that is about to be written as guest data holds metadata.
-    pub(super) fn check_guest_overlap(&self, range: Range) -> Result<()> {
-        if self.data.is_some() { Ok(()) } else { self.check_overlap(range) }
-    }
-
-    /// Fails if a range of the file that is about to be taken for something new holds metadata. An image whose refcounts
-    /// or entries lie could otherwise be destroyed by writing to it.
-    fn check_overlap(&self, range: Range) -> Result<()> {
-        let geometry = self.geometry();
-        let fixed = [
-            ("the header", Range::new(0, self.header.cluster.size())),
-            ("the active L1 table", Range::new(geometry.l1_offset, geometry.l1_entries * 8)),
-            ("the snapshot table", self.directory.lock().range()),
-        ];
-        let hit = fixed.iter().find(|(_, place)| place.overlaps(range)).map(|(what, _)| *what);
-        let hit = hit.or_else(|| self.cache.overlaps(range).then_some("a metadata table"));
-        match hit {
-            None => Ok(()),
-            Some(what) => Err(Error::new(
-                ErrorKind::Corrupt,
-                alloc::format!(
-                    "Preventing invalid write on metadata: {} bytes would overwrite {what}; the image is corrupt",
-                    range.len
-                ),
-            )
-            .at_offset(range.start)),
-        }
-    }
-
     fn refcounts_per_block(&self) -> u64 {
         self.header.refcounts_per_block()
     }
@@ -134,6 +105,7 @@ impl Qcow2 {
     async fn add_block(&self, refcounts: &Refcounts, index: u64, at: u64, block: Vec<u8>) -> Result<()> {
         let (piece, within) = self.load_table_piece(refcounts, index).await?;
         self.cache.insert(at, block.into_boxed_slice(), REFCOUNT_BLOCK);
+        self.metadata.add(at);
         self.cache.modify(piece, within * 8, 8, |place| place.copy_from_slice(&at.to_be_bytes()));
         Ok(())
     }
@@ -194,6 +166,7 @@ impl Qcow2 {
             }
             let bytes = self.block_with_used((blocks + table_clusters).saturating_sub(block * per_block));
             self.file.write(at, &bytes, WriteFlags::default()).await?;
+            self.metadata.add(at);
         }
         let table_offset = start + (blocks << cluster.bits());
         self.file.write(table_offset, &table, WriteFlags::default()).await?;
@@ -211,6 +184,7 @@ impl Qcow2 {
         }
         refcounts.table_offset = table_offset;
         refcounts.table_clusters = table_clusters;
+        self.geometry.lock().refcount_table = Range::new(table_offset, table_bytes);
         Ok(())
     }
 
@@ -415,6 +389,7 @@ impl Qcow2 {
                 refcounts.compressed_end = 0;
             }
             self.cache.forget(host);
+            self.metadata.remove(host);
         }
         Ok(count == 1)
     }

@@ -161,7 +161,9 @@ impl Qcow2 {
             ));
         }
         drop(directory);
-        *self.geometry.lock() = Geometry { l1_offset: at, l1_entries: entries, size };
+        let mut geometry = self.geometry.lock();
+        *geometry = Geometry { l1_offset: at, l1_entries: entries, size, ..*geometry };
+        drop(geometry);
         self.at_snapshot = true;
         Ok(())
     }

@@ -80,7 +80,7 @@ impl Qcow2 {
 
     async fn create_snapshot(&self, refcounts: &mut Refcounts, about: Snapshot) -> Result<()> {
         let mut snapshots = self.directory.lock().snapshots.clone();
-        let Geometry { l1_offset, l1_entries, size } = self.geometry();
+        let Geometry { l1_offset, l1_entries, size, .. } = self.geometry();
         let about = Snapshot { id: self.directory.lock().new_id(), disk_size: size, ..about };
         let mut table = self.read_l1(l1_offset, l1_entries).await?;
         let at = self.take_contiguous(refcounts, self.l1_clusters(l1_entries)).await?;
@@ -134,7 +134,9 @@ impl Qcow2 {
         BE::write_u64(&mut fields[16..], at);
         self.file.write(24, &fields, WriteFlags::default()).await?;
         self.file.flush().await?;
-        *self.geometry.lock() = Geometry { l1_offset: at, l1_entries: entries, size };
+        *self.geometry.lock() = Geometry { l1_offset: at, l1_entries: entries, size, ..old };
+        self.metadata.forget_tables();
+        self.find_tables().await?;
         self.forget_l1(old);
         self.release_run(refcounts, old.l1_offset, self.l1_clusters(old.l1_entries));
         self.recount(refcounts, &mut before, Count::Fewer, None).await.map_err(|(_, error)| error)?;
@@ -176,7 +178,7 @@ impl Qcow2 {
 
     /// The machine state that a snapshot has kept is not needed in the active table.
     async fn forget_vm_state(&self, refcounts: &mut Refcounts) -> Result<()> {
-        let Geometry { l1_offset, l1_entries, size } = self.geometry();
+        let Geometry { l1_offset, l1_entries, size, .. } = self.geometry();
         let first = self.header.l1_entries_for(size) as usize;
         let mut table = self.read_l1(l1_offset, l1_entries).await?;
         let Some(state) = table.get_mut(first..).filter(|state| state.iter().any(|entry| *entry != 0)) else {
@@ -346,7 +348,9 @@ impl Qcow2 {
         BE::write_u64(&mut pointer[4..], at);
         self.file.write(60, &pointer, WriteFlags::default()).await?;
         self.file.flush().await?;
-        let old = core::mem::replace(&mut *self.directory.lock(), Directory { snapshots, offset: at, bytes });
+        let new = Directory { snapshots, offset: at, bytes };
+        self.metadata.note_directories(&self.header, &self.extensions, &new);
+        let old = core::mem::replace(&mut *self.directory.lock(), new);
         self.release_run(refcounts, old.offset, cluster.count(old.bytes));
         Ok(())
     }
