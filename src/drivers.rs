@@ -206,6 +206,9 @@ struct Layer {
 /// The file is not of the format, contradicts itself, needs something that is not understood, or names a file that may
 /// not or cannot be opened.
 pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Image>> {
+    if !cfg!(feature = "write") && !options.read_only {
+        return Err(crate::op::only_reads());
+    }
     if options.structure_only && !options.read_only {
         return Err(Error::invalid("an image of which only the structure is opened cannot be written"));
     }

@@ -189,3 +189,12 @@ impl<T: Unpin> Future for JoinAll<'_, T> {
         )
     }
 }
+
+/// A change of an image, or a refusal where this build only reads.
+pub(crate) fn if_writing<'a, T>(change: impl FnOnce() -> Op<'a, T>) -> Op<'a, T> {
+    if cfg!(feature = "write") { change() } else { Op::err(only_reads()) }
+}
+
+pub(crate) fn only_reads() -> Error {
+    Error::unsupported("this build only reads: the feature 'write' is not part of it")
+}

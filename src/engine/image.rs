@@ -9,7 +9,7 @@ use crate::engine::format::{CheckReport, Format, SnapshotChange};
 use crate::engine::requests::{RequestKind, Requests, Tracked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, Want, WriteFlags, check_bounds};
-use crate::op::Op;
+use crate::op::{Op, if_writing};
 
 /// What a write of nothing but zeroes turns into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -222,15 +222,19 @@ impl Node for Image {
     }
 
     fn write<'a>(&'a self, at: u64, from: &'a [u8], flags: WriteFlags) -> Op<'a, ()> {
-        self.write_tracked(at, from, flags)
+        if_writing(|| self.write_tracked(at, from, flags))
     }
 
     fn write_zeroes<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()> {
-        Op::future(async move { self.write_zeroes_tracked(range, flags).await.map_err(|error| self.explain(error)) })
+        if_writing(|| {
+            Op::future(
+                async move { self.write_zeroes_tracked(range, flags).await.map_err(|error| self.explain(error)) },
+            )
+        })
     }
 
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
-        Op::future(async move { self.discard_tracked(range).await.map_err(|error| self.explain(error)) })
+        if_writing(|| Op::future(async move { self.discard_tracked(range).await.map_err(|error| self.explain(error)) }))
     }
 
     fn flush<'a>(&'a self) -> Op<'a, ()> {
@@ -241,17 +245,21 @@ impl Node for Image {
     }
 
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
-        if let Err(error) = self.check_write(Range::new(0, 0)) {
-            return Op::err(error);
-        }
-        Op::future(async move { self.resize_tracked(length, preallocation).await.map_err(|error| self.explain(error)) })
+        if_writing(|| {
+            if let Err(error) = self.check_write(Range::new(0, 0)) {
+                return Op::err(error);
+            }
+            Op::future(
+                async move { self.resize_tracked(length, preallocation).await.map_err(|error| self.explain(error)) },
+            )
+        })
     }
 
     fn copy_from<'a>(&'a self, at: u64, source: &'a dyn Node, source_at: u64, len: u64) -> Op<'a, ()> {
-        match source.as_any().and_then(|any| any.downcast_ref::<Image>()) {
+        if_writing(|| match source.as_any().and_then(|any| any.downcast_ref::<Image>()) {
             Some(source) => Op::future(self.copy_tracked(at, source, source_at, len)),
             None => Op::err(Error::unsupported("no copy offload from what is not an image")),
-        }
+        })
     }
 
     fn child(&self, role: Role) -> Option<Arc<dyn Node>> {

@@ -20,7 +20,7 @@ pub(crate) fn run() -> Result<()> {
     let program = format!("tests/bare-metal/{}/x86_64-unknown-none/release/bare-metal", toolchain.target_dir());
     let Ok(metadata) = std::fs::metadata(&program) else { bail!("{program} was not linked") };
     println!("linked a bare-metal program of {} bytes", metadata.len());
-    let features = "qcow2,deflate,zstd";
+    let features = "qcow2,deflate,zstd,write";
     build(
         ".",
         "thumbv7em-none-eabi",

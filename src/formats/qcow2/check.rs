@@ -27,7 +27,7 @@ impl Qcow2 {
         if self.at_snapshot {
             return Err(Error::unsupported("an image is checked as a whole, not at one of its snapshots"));
         }
-        if self.cache.is_dirty() {
+        if cfg!(feature = "write") && self.cache.is_dirty() {
             self.flush_all().await?;
         }
         let mut check = Check::new(self)?;

@@ -32,7 +32,7 @@ use crate::drivers::{Driver, Evidence, Probe};
 use crate::engine::{Allocation, CheckReport, Format, InPlace, SnapshotChange};
 use crate::error::Result;
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
-use crate::op::Op;
+use crate::op::{Op, if_writing};
 use crate::sync::{Lock, Mutex};
 
 use extension::Extensions;
@@ -42,8 +42,13 @@ use refcount::Refcounts;
 use snapshot::Directory;
 
 /// The driver.
-pub static DRIVER: Driver =
-    Driver { name: "qcow2", probe, open: open::open, create: Some(create::create), create_options: create::OPTIONS };
+pub static DRIVER: Driver = Driver {
+    name: "qcow2",
+    probe,
+    open: open::open,
+    create: if cfg!(feature = "write") { Some(create::create) } else { None },
+    create_options: create::OPTIONS,
+};
 
 /// The order in which tables reach the disk.
 const REFCOUNT_BLOCK: Level = 0;
@@ -156,34 +161,36 @@ impl Format for Qcow2 {
     }
 
     fn in_place<'a>(&'a self, range: Range) -> Op<'a, InPlace> {
-        let known = self.changing.load(Ordering::Acquire).then(|| self.in_place_cached(range)).flatten();
-        if let Some(result) = known {
-            return Op::Ready(result);
-        }
-        Op::future(async move {
-            self.begin_changing().await?;
-            self.in_place_loading(range).await
+        if_writing(|| {
+            let known = self.changing.load(Ordering::Acquire).then(|| self.in_place_cached(range)).flatten();
+            if let Some(result) = known {
+                return Op::Ready(result);
+            }
+            Op::future(async move {
+                self.begin_changing().await?;
+                self.in_place_loading(range).await
+            })
         })
     }
 
     fn prepare<'a>(&'a self, range: Range) -> Op<'a, Allocation> {
-        Op::future(self.prepare_write(range))
+        if_writing(|| Op::future(self.prepare_write(range)))
     }
 
     fn commit<'a>(&'a self, allocation: &'a Allocation) -> Op<'a, ()> {
-        Op::future(self.commit_write(allocation))
+        if_writing(|| Op::future(self.commit_write(allocation)))
     }
 
     fn abandon<'a>(&'a self, allocation: &'a Allocation) -> Op<'a, ()> {
-        Op::future(self.abandon_write(allocation))
+        if_writing(|| Op::future(self.abandon_write(allocation)))
     }
 
     fn compress(&self, cluster: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.compress_cluster(cluster)
+        if cfg!(feature = "write") { self.compress_cluster(cluster) } else { Ok(None) }
     }
 
     fn store_compressed<'a>(&'a self, at: u64, compressed: &'a [u8]) -> Op<'a, ()> {
-        Op::future(self.store_cluster(at, compressed))
+        if_writing(|| Op::future(self.store_cluster(at, compressed)))
     }
 
     fn vm_state_offset(&self) -> Option<u64> {
@@ -192,7 +199,7 @@ impl Format for Qcow2 {
     }
 
     fn reserve_vm_state<'a>(&'a self, end: u64) -> Op<'a, ()> {
-        Op::future(self.reserve_l1(end))
+        if_writing(|| Op::future(self.reserve_l1(end)))
     }
 
     fn zero_granularity(&self) -> u64 {
@@ -200,35 +207,35 @@ impl Format for Qcow2 {
     }
 
     fn zero<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()> {
-        Op::future(self.zero_range(range, flags))
+        if_writing(|| Op::future(self.zero_range(range, flags)))
     }
 
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
-        Op::future(self.discard_range(range))
+        if_writing(|| Op::future(self.discard_range(range)))
     }
 
     fn flush<'a>(&'a self) -> Op<'a, ()> {
-        Op::future(self.flush_all())
+        if_writing(|| Op::future(self.flush_all()))
     }
 
     fn close<'a>(&'a self) -> Op<'a, ()> {
-        Op::future(self.end_changing())
+        if_writing(|| Op::future(self.end_changing()))
     }
 
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
-        Op::future(self.resize_disk(length, preallocation))
+        if_writing(|| Op::future(self.resize_disk(length, preallocation)))
     }
 
     fn set_backing<'a>(&'a self, backing: Option<(&'a str, Option<&'a str>)>) -> Op<'a, ()> {
-        Op::future(self.rewrite_backing(backing))
+        if_writing(|| Op::future(self.rewrite_backing(backing)))
     }
 
     fn make_empty<'a>(&'a self) -> Op<'a, ()> {
-        Op::future(self.drop_everything())
+        if_writing(|| Op::future(self.drop_everything()))
     }
 
     fn snapshot<'a>(&'a self, change: &'a SnapshotChange) -> Op<'a, ()> {
-        Op::future(self.change_snapshots(change))
+        if_writing(|| Op::future(self.change_snapshots(change)))
     }
 
     fn select_snapshot(&mut self, choice: &SnapshotChoice) -> Result<()> {

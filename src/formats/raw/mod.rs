@@ -17,7 +17,7 @@ pub static DRIVER: Driver = Driver {
     name: "raw",
     probe,
     open,
-    create: Some(create),
+    create: if cfg!(feature = "write") { Some(create) } else { None },
     create_options: &[CreateOption {
         name: "preallocation",
         kind: "str",
