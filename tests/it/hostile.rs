@@ -272,3 +272,40 @@ fn what_a_missing_backing_image_holds_is_never_made_up() {
         }
     }
 }
+
+/// An image of one compressed cluster of 4 KiB whose compressed bytes are `stream`.
+fn with_compressed(stream: &[u8], kind: &str) -> Arc<Memory> {
+    let file = Memory::new(create(1 << 20, &[("cluster_size", "4k"), ("compression_type", kind)]));
+    let image = open(file.clone(), &writable()).unwrap();
+    write(&*image, 4096, &[5; 4096]).unwrap();
+    block_on(image.close()).unwrap();
+    let mut bytes = file.to_vec();
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let l2 = number(number(40)) & 0x00ff_ffff_ffff_fe00;
+    let at = bytes.len();
+    let sectors = stream.len().div_ceil(512) as u64;
+    let entry = 1 << 62 | (sectors - 1) << (62 - 4) | at as u64;
+    bytes[l2..l2 + 8].copy_from_slice(&entry.to_be_bytes());
+    bytes.extend_from_slice(stream);
+    Memory::new(bytes)
+}
+
+#[test]
+fn a_compressed_cluster_never_expands_beyond_a_cluster() {
+    // One stored byte, then 258 more of it per two bits: 1032 times as much as there is to read.
+    let mut bomb = vec![0u8; 3000];
+    bomb[..15].copy_from_slice(&[0xed, 0xc1, 1, 1, 0, 0, 0, 0x82, 0x20, 0xff, 0xaf, 0x6e, 0x48, 0x40, 1]);
+    let image = open(with_compressed(&bomb, "zlib"), &OpenOptions::default()).unwrap();
+    assert_eq!(read(&*image, 0, 4096).unwrap(), vec![0; 4096]);
+
+    // zstd blocks that repeat a byte 8192 times each, with windows of 8 KiB, 8 MiB and 2 GiB.
+    let run = |last: u32| [&(8192u32 << 3 | 1 << 1 | last).to_le_bytes()[..3], &[7]].concat();
+    for (window, fits) in [(3u8 << 3, true), (13 << 3, true), (21 << 3, false)] {
+        let stream = [&[0x28, 0xb5, 0x2f, 0xfd, 0, window][..], &run(0).repeat(300), &run(1)].concat();
+        let image = open(with_compressed(&stream, "zstd"), &OpenOptions::default()).unwrap();
+        match read(&*image, 0, 4096) {
+            Ok(bytes) => assert!(fits && bytes == vec![7; 4096], "window {window:#x}"),
+            Err(error) => assert!(!fits && error.kind() == ErrorKind::Corrupt, "window {window:#x}: {error}"),
+        }
+    }
+}
