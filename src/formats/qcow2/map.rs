@@ -121,6 +121,10 @@ impl Qcow2 {
                     .corrupt_at(l2_at + index * self.header.l2_entry_size())
             })?;
             let within_cluster = self.header.cluster.within(at);
+            if within_cluster == 0 && matches!(run.state, State::Compressed { .. }) {
+                // Two compressed clusters are never one extent, not even in the same place.
+                break;
+            }
             let unit_end = (at / units.size + 1) * units.size;
             let len = unit_end.min(range.end()) - at;
             if !run.extend(self.piece(mapping, within_cluster), len) {
