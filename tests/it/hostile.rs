@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use diskette::drivers::OpenOptions;
+use diskette::native::{File, FileOptions};
 use diskette::{ErrorKind, Gate, Memory, Node, Policy, block_on};
 
-use crate::support::{Random, create, open, read, with_files, writable, write};
+use crate::support::{Random, Scratch, create, create_in, open, read, with_files, writable, write};
 
 fn patched(options: &[(&str, &str)], patches: &[(usize, &[u8])]) -> Arc<Memory> {
     let mut bytes = create(1 << 20, options);
@@ -307,5 +308,62 @@ fn a_compressed_cluster_never_expands_beyond_a_cluster() {
             Ok(bytes) => assert!(fits && bytes == vec![7; 4096], "window {window:#x}"),
             Err(error) => assert!(!fits && error.kind() == ErrorKind::Corrupt, "window {window:#x}: {error}"),
         }
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_read_is_an_error_that_says_so() {
+    let scratch = Scratch::new("shrinks");
+    let path = scratch.path("image");
+    let bytes = with_one_cluster().0;
+    for (format, contents) in [("raw", vec![1; 1 << 20]), ("qcow2", bytes)] {
+        std::fs::write(&path, &contents).unwrap();
+        let file = File::open(&path, FileOptions { read_only: true, ..FileOptions::default() }).unwrap();
+        let options = OpenOptions { format: Some(format.into()), ..OpenOptions::default() };
+        let image = open(file, &options).unwrap();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(contents.len() as u64 - 30_000).unwrap();
+        let error = read(&*image, 0, image.info().length as usize).unwrap_err();
+        assert!(error.to_string().contains("truncated") && error.to_string().contains(&path), "{format}: {error}");
+        assert!(error.context().offset.is_some(), "{format}: {error}");
+    }
+}
+
+#[test]
+fn what_is_no_disk_is_named() {
+    let scratch = Scratch::new("kinds");
+    let options = FileOptions { read_only: true, ..FileOptions::default() };
+    let fifo = scratch.path("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    std::fs::write(scratch.path("empty"), "").unwrap();
+    for (path, says) in [
+        (scratch.path(""), "a directory"),
+        (fifo, "a FIFO"),
+        ("/dev/null".into(), "a character device"),
+        (scratch.path("none"), "No such file"),
+    ] {
+        let error = File::open(&path, options).unwrap_err();
+        assert!(error.to_string().contains(says) && error.to_string().contains(&path), "{error}");
+    }
+    let empty = File::open(&scratch.path("empty"), options).unwrap();
+    assert_eq!(open(empty.clone(), &OpenOptions::default()).unwrap().info().length, 0);
+    let error = open(empty, &OpenOptions { format: Some("qcow2".into()), ..OpenOptions::default() }).unwrap_err();
+    assert!(error.to_string().contains("ends within the header"), "{error}");
+}
+
+#[test]
+fn an_external_data_file_has_every_cluster_where_the_guest_has_it() {
+    let data: Arc<dyn Node> = Memory::new((0..1u32 << 20).map(|at| (at >> 12) as u8).collect::<Vec<u8>>());
+    let file = Memory::new(Vec::new());
+    let options = [("data_file", "data"), ("data_file_raw", "on"), ("cluster_size", "4k")];
+    create_in(file.clone(), 1 << 20, &options, Some(data.clone())).unwrap();
+    let mut bytes = file.to_vec();
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let l2 = number(number(40)) & 0x00ff_ffff_ffff_fe00;
+    let entry: [u8; 8] = bytes[l2 + 16..l2 + 24].try_into().unwrap();
+    bytes[l2 + 8..l2 + 16].copy_from_slice(&entry);
+    let image = open(Memory::new(bytes), &with_files(writable(), &[("data", data)])).unwrap();
+    assert_eq!(read(&*image, 8192, 4096).unwrap(), vec![2; 4096]);
+    for error in [read(&*image, 4096, 4096).unwrap_err(), write(&*image, 5000, &[9]).unwrap_err()] {
+        assert!(error.to_string().contains("the guest offset") && error.context().offset.is_some(), "{error}");
     }
 }

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use crate::engine::{CheckReport, FindingKind, RepairAdvice};
 use crate::error::{Error, ErrorKind, Result};
@@ -24,8 +25,8 @@ const PAGE: u64 = 8192;
 
 impl Qcow2 {
     pub(super) async fn check_all(&self) -> Result<CheckReport> {
-        if self.cache.is_dirty() {
-            self.flush_all().await?;
+        if self.changing.load(Ordering::Acquire) {
+            self.write_back_all(&mut *self.lock_refcounts().await).await?;
         }
         let mut check = Check::new(self)?;
         check.count_fixed_places();
@@ -202,6 +203,17 @@ impl<'a> Check<'a> {
             if let Some(at) = self.l2_table(*entry, index, "L1")? {
                 tables.entry(at).or_default().active += 1;
             }
+        }
+        // Snapshots may share one large table of a small file, and each is gone through.
+        let snapshot_bytes: u64 = image.snapshots.iter().map(|snapshot| snapshot.l1_entries * 8).sum();
+        if snapshot_bytes > image.check_bytes {
+            return Err(Error::new(
+                ErrorKind::OverBudget,
+                alloc::format!(
+                    "the L1 tables of the snapshots take {snapshot_bytes} bytes; the budget is {}",
+                    image.check_bytes
+                ),
+            ));
         }
         for snapshot in &image.snapshots {
             if !image.header.cluster.is_aligned(snapshot.l1_offset) {
