@@ -58,7 +58,9 @@ impl<T> Lock<T> {
         poll_fn(|cx| {
             let mut state = self.state.lock();
             if state.held {
-                state.waiters.push(cx.waker().clone());
+                if !state.waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
+                    state.waiters.push(cx.waker().clone());
+                }
                 return Poll::Pending;
             }
             state.held = true;

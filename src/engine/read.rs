@@ -105,8 +105,8 @@ impl Image {
     fn read_stored<'a>(&'a self, storage: &'a dyn Node, at: u64, into: &'a mut [u8]) -> Op<'a, ()> {
         let length = storage.info().length;
         let end = at.saturating_add(into.len() as u64);
-        let cluster = u64::from(self.format.info().cluster_size.unwrap_or(1));
-        if end <= length || end > length.next_multiple_of(cluster) {
+        let reached = || length.next_multiple_of(self.format.info().cluster_size.unwrap_or(1).into());
+        if end <= length || end > reached() {
             return storage.read(at, into, ReadFlags::default());
         }
         let (part, rest) = into.split_at_mut(length.saturating_sub(at) as usize);

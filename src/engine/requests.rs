@@ -148,7 +148,10 @@ impl Tracked<'_> {
         let mut state = self.requests.state.lock();
         match state.conflict(self.index) {
             Some(other) => {
-                state.entry(other).wakers.push(cx.waker().clone());
+                let wakers = &mut state.entry(other).wakers;
+                if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                    wakers.push(cx.waker().clone());
+                }
                 state.entry(self.index).waiting = true;
                 *waited = true;
                 Poll::Pending

@@ -317,10 +317,12 @@ impl File {
         self.writable("zero")?;
         let length = self.length.load(Ordering::Acquire);
         if !self.is_device && range.end() > length {
-            // Growing adds zeroes; only what was there has to be zeroed.
-            self.file.set_len(range.end()).map_err(|error| self.failed(error, "zero", range.start))?;
-            self.length.fetch_max(range.end(), Ordering::AcqRel);
-            let inside = length.saturating_sub(range.start);
+            // Writing the end of the range makes the file longer, and never shorter where another writer made it longer
+            // still. The rest of what is added is zero by itself.
+            let block = u64::from(self.alignment.request);
+            let end = range.end() - block.min(range.len);
+            with_buffer(block as usize, self.alignment.memory, |zeroes| self.write_all(end, zeroes))?;
+            let inside = length.saturating_sub(range.start).min(range.len);
             return if inside == 0 { Ok(()) } else { self.zero(Range::new(range.start, inside), may_unmap) };
         }
         let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;

@@ -510,3 +510,97 @@ fn writes_that_would_hit_metadata_are_refused_alike() {
         assert!(String::from_utf8_lossy(&theirs.stderr).contains("Preventing invalid write"), "{what}: {theirs:?}");
     }
 }
+
+/// Options of one image, at random, of those that can go together.
+fn any_options(random: &mut Random) -> (Vec<String>, bool) {
+    let old = random.below(6) == 0;
+    let extended = !old && random.below(3) == 0;
+    let data_file = !old && random.below(4) == 0;
+    let bits = if extended { 14 + random.below(8) } else { 9 + random.below(13) };
+    let mut options = vec![format!("cluster_size={}", 1u64 << bits)];
+    if old {
+        options.push("compat=0.10".into());
+        return (options, true);
+    }
+    options.push(format!("refcount_bits={}", 1 << random.below(7)));
+    options.push(format!("extended_l2={}", if extended { "on" } else { "off" }));
+    options.push(format!("lazy_refcounts={}", if random.below(3) == 0 { "on" } else { "off" }));
+    let raw = data_file && random.below(2) == 0;
+    if data_file {
+        options.push(format!("data_file=data.raw,data_file_raw={}", if raw { "on" } else { "off" }));
+    }
+    (options, !raw)
+}
+
+#[test]
+fn any_history_on_any_image_reads_alike_and_is_clean() {
+    for seed in 0..5 {
+        any_history(seed);
+    }
+}
+
+fn any_history(seed: u64) {
+    let mut random = Random::new(seed);
+    let scratch = Scratch::new("any");
+    let (path, base) = (scratch.path("image.qcow2"), scratch.path("base.raw"));
+    let (options, may_be_backed) = any_options(&mut random);
+    let options = in_scratch(&options.join(","), &scratch);
+    let size = 512 * (1 + random.below(6000));
+    let mut model = vec![0; size as usize];
+    let text = size.to_string();
+    let mut args = vec!["create", "-q", "-f", "qcow2", "-o", options.as_str()];
+    let backed = may_be_backed && random.below(2) == 0;
+    if backed {
+        let bytes: Vec<u8> = (0..1 + random.below(2 * size)).map(|_| random.next() as u8 | 1).collect();
+        std::fs::write(&base, &bytes).unwrap();
+        let seen = bytes.len().min(model.len());
+        model[..seen].copy_from_slice(&bytes[..seen]);
+        args.extend(["-b", &base, "-F", "raw"]);
+    }
+    args.extend([path.as_str(), text.as_str()]);
+    oracle("qemu-img", &args);
+    let what = format!("seed {seed}: {options} size {size} backed {backed}");
+    for _round in 0..2 {
+        let image = open_path(&path, true);
+        for _ in 0..25 {
+            let size = model.len() as u64;
+            let align = 512 << random.below(8);
+            let range = random.range(size, size / 8 + 1, align);
+            let part = range.start as usize..range.end() as usize;
+            match random.below(8) {
+                0..=3 => {
+                    let bytes: Vec<u8> = (0..range.len).map(|_| random.next() as u8).collect();
+                    write(&*image, range.start, &bytes).unwrap_or_else(|error| panic!("{what}: {error}"));
+                    model[part].copy_from_slice(&bytes);
+                }
+                4 => {
+                    let may_unmap = random.below(2) == 0;
+                    block_on(image.write_zeroes(range, WriteFlags { may_unmap, ..WriteFlags::default() })).unwrap();
+                    model[part].fill(0);
+                }
+                5 => {
+                    block_on(image.discard(range)).unwrap();
+                    let after = read(&*image, range.start, range.len as usize).unwrap();
+                    assert!(after.iter().zip(&model[part.clone()]).all(|(new, old)| *new == 0 || new == old), "{what}");
+                    model[part].copy_from_slice(&after);
+                }
+                6 => block_on(image.flush()).unwrap(),
+                _ => {
+                    let grown = size + 512 * random.below(200);
+                    block_on(image.resize(grown, diskette::Preallocation::Off)).unwrap();
+                    model.resize(grown as usize, 0);
+                }
+            }
+        }
+        assert!(read(&*image, 0, model.len()).unwrap() == model, "{what}: we read something else");
+        block_on(image.close()).unwrap();
+        drop(image);
+        assert_clean(&path);
+        let theirs = contents(&path, &scratch);
+        let differs = theirs.iter().zip(&model).position(|(one, other)| one != other);
+        assert!(theirs.len() == model.len() && differs.is_none(), "{what}: QEMU reads something else at {differs:?}");
+        if options.contains("data_file_raw=on") {
+            assert!(std::fs::read(scratch.path("data.raw")).unwrap()[..model.len()] == model, "{what}: the data file");
+        }
+    }
+}

@@ -86,3 +86,15 @@ fn a_last_cluster_that_was_not_written_to_its_end_reads_as_zeroes_there() {
     assert_eq!(read(&*image, 0, 64 << 10).unwrap(), vec![1; 64 << 10]);
     assert!(read(&*image, 64 << 10, 512).is_err());
 }
+
+#[test]
+fn a_check_of_an_image_that_is_being_changed_sees_all_of_it() {
+    for lazy in ["off", "on"] {
+        let file = Memory::new(create(1 << 20, &[("cluster_size", "4k"), ("lazy_refcounts", lazy)]));
+        let image = open(file, &writable()).unwrap();
+        write(&*image, 0, &[1; 100_000]).unwrap();
+        block_on(image.discard(diskette::Range::new(0, 8192))).unwrap();
+        let report = block_on(image.check()).unwrap();
+        assert!(report.is_clean(), "lazy_refcounts={lazy}: {:?}", report.findings.first());
+    }
+}

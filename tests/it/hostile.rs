@@ -6,7 +6,7 @@ use diskette::drivers::OpenOptions;
 use diskette::native::{File, FileOptions};
 use diskette::{Budgets, ErrorKind, Gate, Memory, Node, Policy, Range, Want, block_on};
 
-use crate::support::{Random, Scratch, create, open, oracle, read, with_files, writable, write};
+use crate::support::{Random, Scratch, create, create_in, open, oracle, read, with_files, writable, write};
 
 fn patched(options: &[(&str, &str)], patches: &[(usize, &[u8])]) -> Arc<Memory> {
     let mut bytes = create(1 << 20, options);
@@ -348,26 +348,96 @@ fn deflate_run(len: usize) -> Vec<u8> {
     bytes
 }
 
+/// An image of one compressed cluster of 4 KiB whose compressed bytes are `stream`.
+fn with_compressed(stream: &[u8], kind: &str) -> Arc<Memory> {
+    let file = Memory::new(create(1 << 20, &[("cluster_size", "4k"), ("compression_type", kind)]));
+    let image = open(file.clone(), &writable()).unwrap();
+    write(&*image, 4096, &[5; 4096]).unwrap();
+    block_on(image.close()).unwrap();
+    let mut bytes = file.to_vec();
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let l2 = number(number(40)) & 0x00ff_ffff_ffff_fe00;
+    let at = bytes.len();
+    let sectors = stream.len().div_ceil(512) as u64;
+    let entry = 1 << 62 | (sectors - 1) << (62 - 4) | at as u64;
+    bytes[l2..l2 + 8].copy_from_slice(&entry.to_be_bytes());
+    bytes.extend_from_slice(stream);
+    Memory::new(bytes)
+}
+
 #[test]
-fn a_file_that_shrinks_while_it_is_read_is_an_error() {
+fn a_compressed_cluster_never_expands_beyond_a_cluster() {
+    // One stored byte, then 258 more of it per two bits: 1032 times as much as there is to read.
+    let mut bomb = vec![0u8; 3000];
+    bomb[..15].copy_from_slice(&[0xed, 0xc1, 1, 1, 0, 0, 0, 0x82, 0x20, 0xff, 0xaf, 0x6e, 0x48, 0x40, 1]);
+    let image = open(with_compressed(&bomb, "zlib"), &OpenOptions::default()).unwrap();
+    assert_eq!(read(&*image, 0, 4096).unwrap(), vec![0; 4096]);
+
+    // zstd blocks that repeat a byte 8192 times each, with windows of 8 KiB, 8 MiB and 2 GiB.
+    let run = |last: u32| [&(8192u32 << 3 | 1 << 1 | last).to_le_bytes()[..3], &[7]].concat();
+    for (window, fits) in [(3u8 << 3, true), (13 << 3, true), (21 << 3, false)] {
+        let stream = [&[0x28, 0xb5, 0x2f, 0xfd, 0, window][..], &run(0).repeat(300), &run(1)].concat();
+        let image = open(with_compressed(&stream, "zstd"), &OpenOptions::default()).unwrap();
+        match read(&*image, 0, 4096) {
+            Ok(bytes) => assert!(fits && bytes == vec![7; 4096], "window {window:#x}"),
+            Err(error) => assert!(!fits && error.kind() == ErrorKind::Corrupt, "window {window:#x}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_read_is_an_error_that_says_so() {
     let scratch = Scratch::new("shrinks");
-    let path = scratch.path("image.qcow2");
-    oracle("qemu-img", &["create", "-q", "-f", "qcow2", &path, "1M"]);
-    oracle("qemu-io", &["-c", "write -P 7 0 1M", &path]);
-    let file = File::open(&path, FileOptions { read_only: true, ..FileOptions::default() }).unwrap();
-    let image = open(file, &OpenOptions::default()).unwrap();
-    assert_eq!(read(&*image, 0, 512).unwrap(), [7; 512]);
-    let length = std::fs::metadata(&path).unwrap().len();
-    std::fs::File::options().write(true).open(&path).unwrap().set_len(length - (512 << 10)).unwrap();
-    let error = read(&*image, 0, 1 << 20).unwrap_err();
-    let text = error.to_string();
-    assert!(text.contains(&path) && text.contains("truncated") && error.context().offset.is_some(), "{text}");
-    // A raw image, too.
-    let path = scratch.path("image.raw");
-    std::fs::write(&path, [7; 1 << 16]).unwrap();
-    let file = File::open(&path, FileOptions { read_only: true, ..FileOptions::default() }).unwrap();
-    let image = open(file, &OpenOptions { format: Some("raw".into()), ..OpenOptions::default() }).unwrap();
-    std::fs::File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
-    let text = read(&*image, 0, 1 << 16).unwrap_err().to_string();
-    assert!(text.contains(&path) && text.contains("truncated"), "{text}");
+    let path = scratch.path("image");
+    let bytes = with_one_cluster().0;
+    for (format, contents) in [("raw", vec![1; 1 << 20]), ("qcow2", bytes)] {
+        std::fs::write(&path, &contents).unwrap();
+        let file = File::open(&path, FileOptions { read_only: true, ..FileOptions::default() }).unwrap();
+        let options = OpenOptions { format: Some(format.into()), ..OpenOptions::default() };
+        let image = open(file, &options).unwrap();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(contents.len() as u64 - 30_000).unwrap();
+        let error = read(&*image, 0, image.info().length as usize).unwrap_err();
+        assert!(error.to_string().contains("truncated") && error.to_string().contains(&path), "{format}: {error}");
+        assert!(error.context().offset.is_some(), "{format}: {error}");
+    }
+}
+
+#[test]
+fn what_is_no_disk_is_named() {
+    let scratch = Scratch::new("kinds");
+    let options = FileOptions { read_only: true, ..FileOptions::default() };
+    let fifo = scratch.path("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    std::fs::write(scratch.path("empty"), "").unwrap();
+    for (path, says) in [
+        (scratch.path(""), "a directory"),
+        (fifo, "a FIFO"),
+        ("/dev/null".into(), "a character device"),
+        (scratch.path("none"), "No such file"),
+    ] {
+        let error = File::open(&path, options).unwrap_err();
+        assert!(error.to_string().contains(says) && error.to_string().contains(&path), "{error}");
+    }
+    let empty = File::open(&scratch.path("empty"), options).unwrap();
+    assert_eq!(open(empty.clone(), &OpenOptions::default()).unwrap().info().length, 0);
+    let error = open(empty, &OpenOptions { format: Some("qcow2".into()), ..OpenOptions::default() }).unwrap_err();
+    assert!(error.to_string().contains("ends within the header"), "{error}");
+}
+
+#[test]
+fn an_external_data_file_has_every_cluster_where_the_guest_has_it() {
+    let data: Arc<dyn Node> = Memory::new((0..1u32 << 20).map(|at| (at >> 12) as u8).collect::<Vec<u8>>());
+    let file = Memory::new(Vec::new());
+    let options = [("data_file", "data"), ("data_file_raw", "on"), ("cluster_size", "4k")];
+    create_in(file.clone(), 1 << 20, &options, Some(data.clone())).unwrap();
+    let mut bytes = file.to_vec();
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let l2 = number(number(40)) & 0x00ff_ffff_ffff_fe00;
+    let entry: [u8; 8] = bytes[l2 + 16..l2 + 24].try_into().unwrap();
+    bytes[l2 + 8..l2 + 16].copy_from_slice(&entry);
+    let image = open(Memory::new(bytes), &with_files(writable(), &[("data", data)])).unwrap();
+    assert_eq!(read(&*image, 8192, 4096).unwrap(), vec![2; 4096]);
+    for error in [read(&*image, 4096, 4096).unwrap_err(), write(&*image, 5000, &[9]).unwrap_err()] {
+        assert!(error.to_string().contains("the guest offset") && error.context().offset.is_some(), "{error}");
+    }
 }

@@ -8,7 +8,7 @@ use diskette::drivers::OpenOptions;
 use diskette::engine::{FindingKind, SnapshotChange};
 use diskette::{ErrorKind, Image, Memory, Node, WriteFlags, block_on};
 
-use crate::support::{Random, TestNode, create, open, read, with_files, writable, write};
+use crate::support::{Pending, Random, TestNode, create, open, read, with_files, writable, write};
 
 const GEOMETRIES: &[&[(&str, &str)]] = &[
     &[("cluster_size", "512")],
@@ -224,4 +224,35 @@ fn a_power_cut_while_snapshots_change_leaves_the_old_or_the_new() {
         let report = block_on(open(Memory::new(node.bytes()), &OpenOptions::default()).unwrap().check()).unwrap();
         assert!(report.is_clean(), "geometry {index}: {:?}", report.findings);
     }
+}
+
+#[test]
+fn a_power_cut_while_tables_grow_leaves_leaks_at_most() {
+    let file = Memory::new(create(4 << 20, &[("cluster_size", "512"), ("refcount_bits", "64")]));
+    let image = open(file.clone(), &writable()).unwrap();
+    // Nearly all that the first refcount table can describe.
+    let filled = 1_980_000;
+    write(&*image, 0, &vec![7; filled]).unwrap();
+    block_on(image.close()).unwrap();
+    let node = TestNode::new(file.to_vec());
+    let image = open(node.clone(), &writable()).unwrap();
+    node.record();
+    write(&*image, 3 << 20, &[8; 100_000]).unwrap();
+    block_on(image.resize(512 << 20, diskette::Preallocation::Off)).unwrap();
+    write(&*image, 100 << 20, &[9; 512]).unwrap();
+    block_on(image.close()).unwrap();
+    let mut random = Random::new(1);
+    let history = node.history();
+    // A moment differs from the one before it by a write; every seventh will do, and all of those about the header.
+    for (moment, snapshot) in history.iter().enumerate() {
+        let header = snapshot.pending.iter().any(|pending| matches!(pending, Pending::Write(0, _)));
+        if moment % 7 != 0 && !header {
+            continue;
+        }
+        let image = open(Memory::new(snapshot.survive(&mut random, 4)), &OpenOptions::default()).unwrap();
+        let report = block_on(image.check()).unwrap();
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "{moment}: {:?}", report.findings.first());
+        assert!(read(&*image, 0, filled).unwrap() == vec![7; filled], "moment {moment}");
+    }
+    assert!(image.info().length == 512 << 20 && history.len() > 50, "{}", history.len());
 }

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use diskette::drivers::OpenOptions;
-use diskette::{Budgets, Memory, Node, NodeInfo, Op, Preallocation, ReadFlags, Result, WriteFlags, block_on};
+use diskette::native::{File, FileOptions};
+use diskette::{Budgets, Memory, Node, NodeInfo, Op, Preallocation, Range, ReadFlags, Result, WriteFlags, block_on};
 
-use crate::support::{Random, create, open, read, writable, write};
+use crate::support::{Random, Scratch, create, open, read, writable, write};
 
 /// A leaf whose changes wait while it is shut, before they have any effect.
 struct Sluice {
@@ -104,7 +105,7 @@ fn a_flush_that_is_given_up_loses_nothing() {
     let leaf = Sluice::new(image_with_many_tables());
     let image = open(leaf.clone(), &writable()).unwrap();
     write(&*image, 512, &[2; 512]).unwrap();
-    block_on(image.discard(diskette::Range::new(0, 512))).unwrap();
+    block_on(image.discard(Range::new(0, 512))).unwrap();
     leaf.shut(true);
     assert_eq!(poll_once(image.flush().into_future()).map(|result: Result<()>| result.is_ok()), None);
     leaf.shut(false);
@@ -147,5 +148,20 @@ fn readers_that_fill_a_small_cache_do_not_disturb_writers() {
     let last: std::collections::BTreeMap<u64, u8> = expected.into_iter().collect();
     for (cluster, value) in last {
         assert!(read(&*reopened, cluster * 512, 512).unwrap() == [value; 512], "cluster {cluster}");
+    }
+}
+
+#[test]
+fn zeroes_beyond_the_end_of_a_file_do_not_cut_off_a_write_behind_them() {
+    let scratch = Scratch::new("grow");
+    for round in 0..300 {
+        let path = scratch.path("file");
+        let file = File::create(&path, FileOptions::default()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| write(&*file, 9000, &[7; 1000]).unwrap());
+            scope.spawn(|| block_on(file.write_zeroes(Range::new(100, 5000), WriteFlags::default())).unwrap());
+        });
+        assert_eq!(std::fs::read(&path).unwrap(), [vec![0; 9000], vec![7; 1000]].concat(), "round {round}");
+        assert_eq!(file.info().length, 10_000);
     }
 }

@@ -66,13 +66,7 @@ impl Qcow2 {
         }
         let mut refcounts = self.lock_refcounts().await;
         self.pad_file().await?;
-        self.write_back(&mut refcounts).await?;
-        while refcounts.has_unreferenced() || self.cache.is_dirty() {
-            self.write_back(&mut refcounts).await?;
-            if self.is_lazy() {
-                self.cache.write_back(&*self.file, self.data.as_deref(), REFCOUNT_BLOCK).await?;
-            }
-        }
+        self.write_back_all(&mut refcounts).await?;
         if self.is_lazy() {
             let clean = self.header.raw.incompatible_features & !INCOMPATIBLE_DIRTY;
             self.file.write(72, &clean.to_be_bytes(), WriteFlags::default()).await?;

@@ -115,7 +115,8 @@ impl Qcow2 {
             if at >= range.end() {
                 break;
             }
-            let mapping = match units.mapping(table, unit) {
+            let within_cluster = self.header.cluster.within(at);
+            let mapping = match units.mapping(table, unit, at - within_cluster) {
                 Ok(mapping) => mapping,
                 // What is in front of a wrong entry can be used.
                 Err(_) if run.len > 0 => break,
@@ -125,7 +126,10 @@ impl Qcow2 {
                         .corrupt_at(l2_at + index * self.header.l2_entry_size()));
                 }
             };
-            let within_cluster = self.header.cluster.within(at);
+            if within_cluster == 0 && matches!(run.state, State::Compressed { .. }) {
+                // Two compressed clusters are never one extent, not even in the same place.
+                break;
+            }
             let unit_end = (at / units.size + 1) * units.size;
             let len = unit_end.min(range.end()) - at;
             if !run.extend(self.piece(mapping, within_cluster), len) {
@@ -291,8 +295,8 @@ impl Units {
         }
     }
 
-    /// What the table says about a unit, or the entry and what was expected of it.
-    fn mapping(&self, table: &[u8], unit: u64) -> core::result::Result<Mapping, (u64, &'static str)> {
+    /// What the table says about a unit of the cluster at `guest`, or the entry and what was expected of it.
+    fn mapping(&self, table: &[u8], unit: u64, guest: u64) -> core::result::Result<Mapping, (u64, &'static str)> {
         let entry = L2Entry::read(table, unit / self.per_cluster, self.extended).unwrap_or_default();
         let mapping = if self.extended {
             let sub = (unit % self.per_cluster) as u32;
@@ -301,6 +305,11 @@ impl Units {
             entry.mapping(self.cluster, self.external)
         };
         match mapping {
+            Mapping::Data { host } | Mapping::Zero { host: Some(host) } | Mapping::Unallocated { host: Some(host) }
+                if self.external && host != guest =>
+            {
+                Err((entry.word, "the guest offset, where an external data file has it"))
+            }
             Mapping::Data { host } | Mapping::Zero { host: Some(host) } if !self.cluster.is_aligned(host) => {
                 Err((entry.word, "a multiple of the cluster size"))
             }

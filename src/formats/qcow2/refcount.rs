@@ -407,6 +407,16 @@ impl Qcow2 {
         self.write_back_from(refcounts, from).await
     }
 
+    /// Writes back all metadata, late refcounts too, until the file says all there is to say.
+    pub(super) async fn write_back_all(&self, refcounts: &mut Refcounts) -> Result<()> {
+        loop {
+            self.write_back_from(refcounts, REFCOUNT_BLOCK).await?;
+            if !refcounts.has_unreferenced() && !self.cache.is_dirty() {
+                return Ok(());
+            }
+        }
+    }
+
     async fn write_back_from(&self, refcounts: &mut Refcounts, from: Level) -> Result<()> {
         self.cache.write_back(&*self.file, self.data.as_deref(), from).await?;
         let mut free: Vec<u64> = Vec::new();
