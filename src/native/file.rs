@@ -190,6 +190,11 @@ impl File {
         Ok(file)
     }
 
+    /// Whether it is a block device.
+    pub fn is_device(&self) -> bool {
+        self.is_device
+    }
+
     fn failed(&self, error: io::Error, operation: &'static str, at: u64) -> Error {
         Error::from(error).at_path(&self.path).at_offset(at).during(operation)
     }

@@ -121,8 +121,9 @@ fn text(opened: &Opened, details: &Details) -> String {
     }
     let length = file_length(opened);
     out.push_str(&format!(
-        "Child node '/file':\n    filename: {}\n    protocol type: file\n    file length: {} ({length} bytes)\n    disk size: {disk_size}\n",
+        "Child node '/file':\n    filename: {}\n    protocol type: {}\n    file length: {} ({length} bytes)\n    disk size: {disk_size}\n",
         opened.path,
+        protocol(opened),
         human::size(length),
     ));
     out
@@ -134,7 +135,7 @@ fn value(opened: &Opened, details: &Details) -> Json {
         "children": [],
         "virtual-size": file_length(opened),
         "filename": opened.path,
-        "format": "file",
+        "format": protocol(opened),
         "actual-size": actual,
         "format-specific": { "type": "file", "data": {} },
         "dirty-flag": false,
@@ -184,6 +185,11 @@ fn snapshot(snapshot: &Snapshot) -> Json {
     put("id", json!(snapshot.id));
     put("vm-state-size", json!(snapshot.vm_state_size));
     Json::Object(map)
+}
+
+/// What the file is to QEMU.
+fn protocol(opened: &Opened) -> &'static str {
+    if opened.file.is_device() { "host_device" } else { "file" }
 }
 
 /// Length of the file in whole sectors of 512 bytes, as QEMU counts it.

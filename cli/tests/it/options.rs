@@ -291,3 +291,26 @@ fn a_command_line_without_sense_is_refused_alike() {
         assert_same(&scratch, &line.split(' ').collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn encrypted_images_are_described_alike() {
+    let scratch = Scratch::new();
+    for options in [
+        "encrypt.format=aes",
+        "encrypt.format=luks,encrypt.iter-time=10",
+        "encrypt.format=luks,encrypt.iter-time=10,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256,encrypt.cipher-alg=aes-128,encrypt.hash-alg=sha1",
+    ] {
+        let options = format!("{options},encrypt.key-secret=s");
+        let secret = "secret,id=s,data=abc";
+        scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "--object", secret, "-o", &options, "image", "1M"]);
+        assert_same(&scratch, &["info", "image"]);
+        assert_same(&scratch, &["info", "--output=json", "image"]);
+        // The structure can be looked at without the key, the contents cannot.
+        assert!(scratch.ours(&["map", "image"]).status.success());
+        assert!(scratch.ours(&["check", "image"]).status.success());
+        for args in [["convert", "image", "x"], ["compare", "image", "image"]] {
+            let message = text(&scratch.ours(&args).stderr);
+            assert!(message.contains("'encrypt.key-secret' is required for cipher"), "{message}");
+        }
+    }
+}

@@ -312,8 +312,10 @@ impl<'a> Check<'a> {
             return Ok(());
         }
         if !cluster.is_aligned(host) {
+            let has_data = if extended { entry.bitmap & 0xffff_ffff != 0 } else { entry.word & ZERO == 0 };
+            let what = if has_data { "Data" } else { "Preallocated" };
             self.corruption(alloc::format!(
-                "ERROR offset={host:#x}: Cluster is not properly aligned; L2 entry corrupted."
+                "ERROR offset={host:x}: {what} cluster is not properly aligned; L2 entry corrupted."
             ));
         }
         if uses.active > 0 {
@@ -442,8 +444,12 @@ impl<'a> Check<'a> {
     }
 
     /// The refcount that is stored for the cluster at `host`.
-    fn stored(&self, host: u64) -> u64 {
+    async fn stored(&self, host: u64) -> u64 {
         let cluster = host >> self.image.header.cluster.bits();
+        if cluster >= self.references.clusters {
+            // Beyond the end of the file nothing was counted. A block that cannot be read was reported already.
+            return self.image.stored_refcount(host).await.unwrap_or(0);
+        }
         self.differing.get(&cluster).copied().unwrap_or_else(|| self.references.get(cluster))
     }
 
@@ -459,7 +465,7 @@ impl<'a> Check<'a> {
             if at == 0 || !cluster.is_aligned(at) || at + cluster.size() > self.file_length {
                 continue;
             }
-            let count = self.stored(at);
+            let count = self.stored(at).await;
             if (count == 1) != (entry & COPIED != 0) {
                 self.corruption(alloc::format!(
                     "ERROR OFLAG_COPIED L2 cluster: l1_index={l1_index} l1_entry={entry:x} refcount={count}"
@@ -471,7 +477,7 @@ impl<'a> Check<'a> {
                 let Some(host) = entry.host(external).filter(|host| external || cluster.is_aligned(*host)) else {
                     continue;
                 };
-                let count = if external { 1 } else { self.stored(host) };
+                let count = if external { 1 } else { self.stored(host).await };
                 if (count == 1) != entry.is_copied() {
                     self.corruption(alloc::format!(
                         "ERROR OFLAG_COPIED data cluster: l2_entry={:x} refcount={count}",

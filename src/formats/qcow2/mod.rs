@@ -1,12 +1,13 @@
 //! qcow2, versions 2 and 3 (QEMU's docs/interop/qcow2).
 //!
 //! Bytes: [`header`], [`extension`], [`table`], `snapshot`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
-//! `change` (everything that alters the mapping), `check`, `create`, `describe`, `resize`.
+//! `change` (everything that alters the mapping), `check`, `create`, `describe`, `encryption`, `resize`.
 
 mod change;
 mod check;
 mod create;
 mod describe;
+mod encryption;
 pub mod extension;
 pub mod header;
 mod map;
@@ -22,7 +23,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cache::{Cache, Level};
-use crate::describe::{Bitmap, Details, SnapshotChoice};
+use crate::describe::{Bitmap, Details, SnapshotChoice, Value};
 use crate::drivers::{Driver, Evidence, Probe};
 use crate::engine::{Allocation, CheckReport, Format, InPlace};
 use crate::error::Result;
@@ -75,6 +76,8 @@ struct Qcow2 {
     snapshots: Vec<StoredSnapshot>,
     snapshot_table_bytes: u64,
     bitmaps: Vec<Bitmap>,
+    /// How the image is encrypted, for people.
+    encryption: Vec<(&'static str, Value)>,
     geometry: Mutex<Geometry>,
     cache: Cache,
     refcounts: Lock<Refcounts>,

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::extension::{Extensions, directory_entry};
 use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, Problem};
 use crate::formats::qcow2::refcount::Refcounts;
-use crate::formats::qcow2::{Geometry, Qcow2, snapshot};
+use crate::formats::qcow2::{Geometry, Qcow2, encryption, snapshot};
 use crate::node::{Node, ReadFlags, Role};
 use crate::op::BoxFuture;
 use crate::policy::Reference;
@@ -57,6 +57,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
     let backing_name = backing_name(&header, &head)?;
     let (snapshots, snapshot_table_bytes) = snapshot::read_table(&*file, &header).await?;
     let bitmaps = read_bitmaps(&*file, &header, &extensions).await?;
+    let encryption = encryption::read(&*file, &header, &extensions).await?;
     let data = match (header.has_data_file(), options.structure_only) {
         (true, false) => Some(open_data_file(&extensions, name, options).await?),
         _ => None,
@@ -85,6 +86,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         snapshots,
         snapshot_table_bytes,
         bitmaps,
+        encryption,
     };
     Ok((format, backing))
 }

@@ -101,6 +101,19 @@ impl Qcow2 {
             .corrupt_at(refcounts.table_offset + index * 8))
     }
 
+    /// The refcount that is stored for the cluster at `host`.
+    pub(super) async fn stored_refcount(&self, host: u64) -> Result<u64> {
+        let refcounts = self.refcounts.lock().await;
+        let cluster = host >> self.header.cluster.bits();
+        let block = self.block_offset(&refcounts, cluster / self.refcounts_per_block()).await?;
+        if block == 0 {
+            return Ok(0);
+        }
+        self.load_block(block).await?;
+        let (index, order) = (cluster % self.refcounts_per_block(), self.header.raw.refcount_order);
+        Ok(self.cache.peek(block, |bytes| refcount(bytes, index, order)).flatten().unwrap_or(0))
+    }
+
     async fn load_table_piece(&self, refcounts: &Refcounts, index: u64) -> Result<(u64, usize)> {
         let bytes = refcounts.table_clusters << self.header.cluster.bits();
         let piece = index * 8 / PIECE_BYTES * PIECE_BYTES;
