@@ -101,7 +101,15 @@ fn entries_that_point_nowhere_are_reported_as_qemu_img_reports_them() {
     };
     let l2 = read(read(40)) & 0x00ff_ffff_ffff_fe00;
     let entry = read(l2 + 8);
-    for value in [entry | 0x200, entry & !(1 << 63), entry + (1 << 30), entry + 0x10_0000] {
+    for value in [
+        entry | 0x200,
+        entry & !(1 << 63),
+        entry + (1 << 30),
+        entry + 0x10_0000,
+        entry | 1 << 58,
+        1 << 58,
+        entry | 0x40,
+    ] {
         std::fs::copy(scratch.path().join("a.qcow2"), scratch.path().join("bad")).unwrap();
         let file = OpenOptions::new().write(true).open(scratch.path().join("bad")).unwrap();
         file.write_all_at(&value.to_be_bytes(), l2 + 8).unwrap();

@@ -213,6 +213,26 @@ fn a_copy_that_is_interrupted_leaves_the_source_and_a_target_that_can_be_made_ag
     assert!(scratch.theirs(&["compare", "disk", "x"]).status.success());
 }
 
+#[test]
+fn the_progress_is_told_when_a_signal_asks() {
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path().join("disk"), vec![1; 4 << 20]).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_diskette"))
+        .args(["convert", "-m", "1", "-r", "4M", "-O", "raw", "disk", "x"])
+        .current_dir(scratch.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // By now the program runs, and has most of its work to do.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(Command::new("kill").args(["-USR1", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(text(&output.stderr).contains(".00/100%)\n"), "{}", text(&output.stderr));
+    assert!(output.stdout.is_empty());
+}
+
 /// A tiny file system, if this user may mount one.
 struct Tiny<'a>(&'a Path);
 
