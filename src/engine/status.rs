@@ -69,7 +69,9 @@ impl Holes {
         let Some(file) = layer.child(Role::File) else { return Holes::Ignored };
         // As QEMU guesses it: notably more clusters than the file takes space for.
         match file.allocated().map(|bytes| bytes / cluster) {
-            Some(stored) if file.info().length / cluster >= (stored * 10 / 9).max(stored + 2) => Holes::Reserved,
+            Some(stored) if file.info().length.div_ceil(cluster) >= (stored * 10 / 9).max(stored + 2) => {
+                Holes::Reserved
+            }
             _ => Holes::Ignored,
         }
     }

@@ -219,7 +219,9 @@ impl<'a> Check<'a> {
     fn l2_table(&mut self, entry: u64, index: u64, what: &str) -> Result<Option<u64>> {
         let at = entry & OFFSET_MASK;
         if entry & !(OFFSET_MASK | COPIED) != 0 {
-            self.corruption(alloc::format!("ERROR: {what} entry {index} has reserved bits set: {entry:#x}"));
+            self.corruption(alloc::format!(
+                "ERROR found L1 entry with reserved bits set: {entry:x} ({what} entry {index})"
+            ));
         }
         if at == 0 {
             return Ok(None);
@@ -227,7 +229,7 @@ impl<'a> Check<'a> {
         self.count(Range::new(at, self.image.header.cluster.size()), 1)?;
         if !self.image.header.cluster.is_aligned(at) {
             self.corruption(alloc::format!(
-                "ERROR l2_offset={at:#x}: Table is not cluster aligned; {what} entry corrupted"
+                "ERROR l2_offset={at:x}: Table is not cluster aligned; L1 entry corrupted ({what} entry {index})"
             ));
             return Ok(None);
         }
@@ -252,13 +254,12 @@ impl<'a> Check<'a> {
                     ));
                     continue;
                 }
+                let (host, stored) = compressed(entry.word, cluster);
                 if entry.is_copied() {
                     self.corruption(alloc::format!(
-                        "ERROR: coffset={:#x}: copied flag must never be set for compressed clusters",
-                        entry.word & (COMPRESSED - 1)
+                        "ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters"
                     ));
                 }
-                let (host, stored) = compressed(entry.word, cluster);
                 self.count(Range::new(host & !511, u64::from(stored) + (host & 511)), times)?;
                 if uses.active > 0 {
                     self.report.compressed_clusters += 1;
@@ -284,6 +285,9 @@ impl<'a> Check<'a> {
         let header = &self.image.header;
         let (cluster, extended, external) = (header.cluster, header.is_extended(), header.has_data_file());
         let host = entry.word & OFFSET_MASK;
+        if entry.word & !(OFFSET_MASK | COPIED | COMPRESSED | ZERO) != 0 {
+            self.corruption(alloc::format!("ERROR found l2 entry with reserved bits set: {:x}", entry.word));
+        }
         if extended {
             let both = entry.bitmap & 0xffff_ffff & entry.bitmap >> 32;
             if both != 0 || entry.word & ZERO != 0 {
