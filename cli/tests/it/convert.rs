@@ -88,6 +88,8 @@ fn snapshots_can_be_read() {
         assert_same_disk(&scratch, &["-l", snapshot, "-O", "qcow2", "snap.qcow2"]);
     }
     assert_same_disk(&scratch, &["-l", "first", "-O", "raw", "a.raw"]);
+    let spelled = ["--snapshot", "first", "--output-format", "qcow2", "--options", "compat=0.10", "snap.qcow2"];
+    assert_same_disk(&scratch, &spelled);
     assert_same_disk(&scratch, &["-l", "first", "-O", "raw", "snap.qcow2", "a.raw"]);
     // The disk has grown since: QEMU gives the snapshot its new size.
     scratch.make("qemu-img", &["resize", "-q", "snap.qcow2", "4M"]);
