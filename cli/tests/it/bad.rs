@@ -128,6 +128,30 @@ fn entries_that_point_nowhere_are_reported_as_qemu_img_reports_them() {
     assert!(copy[65536..131_072].iter().all(|byte| *byte == 0));
 }
 
+#[test]
+fn a_snapshot_that_lies_is_refused() {
+    let scratch = gallery();
+    let image = std::fs::read(scratch.path().join("snap.qcow2")).unwrap();
+    let table = u64::from_be_bytes(image[64..72].try_into().unwrap()) as usize;
+    // Offset and number of the L1 entries, size of the disk.
+    for (at, value, says) in [
+        (0, &0x7fff_ffff_ffff_0000u64.to_be_bytes()[..], "expected a multiple of the cluster size within the file"),
+        (0, &512u64.to_be_bytes(), "expected a multiple of the cluster size within the file"),
+        (8, &0x3f_ffffu32.to_be_bytes(), "within the file"),
+        (8, &0u32.to_be_bytes(), "has 0 L1 entries, expected 1"),
+        (48, &u64::MAX.to_be_bytes(), "has 1 L1 entries, expected"),
+    ] {
+        let mut bad = image.clone();
+        bad[table + at..table + at + value.len()].copy_from_slice(value);
+        std::fs::write(scratch.path().join("bad"), bad).unwrap();
+        let output = scratch.ours(&["convert", "-l", "first", "-O", "raw", "bad", "x"]);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(message.starts_with("diskette: Failed to load snapshot: ") && message.contains(says), "{message}");
+        assert!(!scratch.path().join("x").exists());
+    }
+}
+
 /// A loop device, if this user may set one up.
 struct Loop(String);
 
