@@ -198,6 +198,10 @@ impl Format for Qcow2 {
         Op::future(self.resize_disk(length, preallocation))
     }
 
+    fn clusters_in_use<'a>(&'a self, enough: u64) -> Op<'a, u64> {
+        Op::future(self.count_referenced(enough))
+    }
+
     fn select_snapshot(&mut self, choice: &SnapshotChoice) -> Result<()> {
         self.select(choice)
     }
