@@ -164,16 +164,22 @@ pub(crate) struct ConvertArgs {
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
     /// Copy an internal snapshot: snapshot.id=ID,snapshot.name=NAME or just one of the two
-    #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT_PARAM", allow_hyphen_values = true)]
+    #[arg(
+        short = 'l',
+        long = "source-snapshot",
+        alias = "snapshot",
+        value_name = "SNAPSHOT_PARAM",
+        allow_hyphen_values = true
+    )]
     pub(crate) snapshot: Option<String>,
     /// Format of the target; raw without
-    #[arg(short = 'O', long = "target-format", value_name = "OUTPUT_FMT")]
+    #[arg(short = 'O', long = "target-format", alias = "output-format", value_name = "OUTPUT_FMT")]
     pub(crate) target_format: Option<String>,
     /// The target, which exists already, is a list of options such as driver=qcow2,file.filename=disk.img
     #[arg(long)]
     pub(crate) target_image_opts: bool,
     /// Options of the target's format
-    #[arg(short = 'o', long = "target-options", value_name = "OPTIONS")]
+    #[arg(short = 'o', long = "target-options", alias = "options", value_name = "OPTIONS")]
     pub(crate) options: Vec<String>,
     /// Backing image of the target
     #[arg(short = 'B', long = "backing", value_name = "BACKING_FILENAME")]

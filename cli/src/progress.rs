@@ -1,7 +1,8 @@
-//! Progress: a bar on a terminal, QEMU's form elsewhere.
+//! Progress: a bar on a terminal, QEMU's form elsewhere, a line when SIGUSR1 asks for one.
 
 use std::io::IsTerminal;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -11,6 +12,8 @@ use crate::output::{line, print};
 pub(crate) struct Progress {
     total: u64,
     shown: Shown,
+    /// Whether SIGUSR1 came.
+    asked: Arc<AtomicBool>,
 }
 
 enum Shown {
@@ -37,16 +40,23 @@ impl Progress {
                 Shown::Plain(Mutex::new(0))
             }
         };
-        Progress { total, shown }
+        let asked = Arc::new(AtomicBool::new(false));
+        // Where the signal cannot be caught nobody is answered.
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGUSR1, asked.clone());
+        Progress { total, shown, asked }
     }
 
     pub(crate) fn update(&self, done: u64) {
         match &self.shown {
-            Shown::Nothing => {}
+            Shown::Nothing => {
+                if self.asked.swap(false, Ordering::Relaxed) {
+                    let part = self.part(done);
+                    eprintln!("    ({}.{:02}/100%)", part / 100, part % 100);
+                }
+            }
             Shown::Bar(bar) => bar.set_position(done),
             Shown::Plain(last) => {
-                let part =
-                    if self.total == 0 { 10_000 } else { (u128::from(done) * 10_000 / u128::from(self.total)) as u64 };
+                let part = self.part(done);
                 let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 if part >= *last + 100 {
                     *last = part;
@@ -54,6 +64,11 @@ impl Progress {
                 }
             }
         }
+    }
+
+    /// Hundredths of a percent.
+    fn part(&self, done: u64) -> u64 {
+        if self.total == 0 { 10_000 } else { (u128::from(done) * 10_000 / u128::from(self.total)) as u64 }
     }
 
     /// Prints a line meanwhile.

@@ -252,6 +252,12 @@ pub trait Format: Send + Sync {
         )))
     }
 
+    /// How many clusters of the file are in use, counted no further than `enough`. A format that does not keep count
+    /// uses its whole file.
+    fn clusters_in_use<'a>(&'a self, enough: u64) -> Op<'a, u64> {
+        Op::ok(enough)
+    }
+
     /// What can be said about the image without reading guest data.
     fn describe(&self) -> Result<Details>;
 

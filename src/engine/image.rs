@@ -110,6 +110,11 @@ impl Image {
         self.format.check().then(|result| result.map_err(|error| error.at_path(&self.name)))
     }
 
+    /// How many clusters of the file are in use, counted no further than `enough`.
+    pub(crate) fn clusters_in_use(&self, enough: u64) -> Op<'_, u64> {
+        self.format.clusters_in_use(enough)
+    }
+
     /// Writes everything back and leaves the image as if nobody had it open.
     ///
     /// Dropping an image without closing it loses nothing that was flushed.

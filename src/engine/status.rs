@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use crate::engine::image::Image;
 use crate::error::Result;
 use crate::node::{Host, Node, Range, Role, State, Want};
+use crate::sync::Mutex;
 
 /// A stretch of a disk that is alike throughout, with the layer that decides it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Status {
 /// A chain of nodes, top first, for repeated questions.
 pub struct Chain {
     layers: Vec<Arc<dyn Node>>,
-    holes: Vec<Holes>,
+    holes: Vec<Mutex<Holes>>,
 }
 
 /// What [`Want::Recorded`] makes of holes in the file of a layer.
@@ -61,19 +62,32 @@ enum Holes {
     Decide,
     /// They read as zeroes, and are space that is set aside.
     Reserved,
+    /// They are that if at least so many clusters of the file are in use, and not looked for otherwise.
+    ReservedIf(u64),
 }
 
 impl Holes {
     fn of(layer: &Arc<dyn Node>) -> Self {
         let Some(cluster) = layer.info().cluster_size.map(u64::from) else { return Holes::Decide };
         let Some(file) = layer.child(Role::File) else { return Holes::Ignored };
-        // As QEMU guesses it: notably more clusters than the file takes space for.
-        match file.allocated().map(|bytes| bytes / cluster) {
-            Some(stored) if file.info().length.div_ceil(cluster) >= (stored * 10 / 9).max(stored + 2) => {
-                Holes::Reserved
-            }
+        // As QEMU guesses it: notably more clusters in use than the file takes space for.
+        let stored = file.allocated().map(|bytes| bytes / cluster);
+        match stored.map(|stored| (stored * 10 / 9).max(stored + 2)) {
+            Some(enough) if file.info().length.div_ceil(cluster) >= enough => Holes::ReservedIf(enough),
             _ => Holes::Ignored,
         }
+    }
+
+    /// Settles what depends on how many clusters are in use.
+    async fn settled(self, layer: &Arc<dyn Node>) -> Self {
+        let Holes::ReservedIf(enough) = self else { return self };
+        let image = layer.as_any().and_then(|any| any.downcast_ref::<Image>());
+        let used = match image {
+            // Where that cannot be told, nothing is guessed.
+            Some(image) => image.clusters_in_use(enough).await.unwrap_or(0),
+            None => enough,
+        };
+        if used >= enough { Holes::Reserved } else { Holes::Ignored }
     }
 }
 
@@ -84,7 +98,7 @@ impl Chain {
         while let Some(next) = layers.last().and_then(|node| node.child(Role::Backing)) {
             layers.push(next);
         }
-        let holes = layers.iter().map(Holes::of).collect();
+        let holes = layers.iter().map(|layer| Mutex::new(Holes::of(layer))).collect();
         Chain { layers, holes }
     }
 
@@ -119,7 +133,8 @@ impl Chain {
                 State::Data => {
                     (status.present, status.data, status.zero) = (true, true, false);
                     self.locate(&mut status, layer, extent.host);
-                    let holes = self.holes.get(depth as usize).copied().unwrap_or(Holes::Ignored);
+                    let holes =
+                        if want == Want::Recorded { self.holes(depth as usize, layer).await } else { Holes::Ignored };
                     let refined = want == Want::Precise || (want == Want::Recorded && holes != Holes::Ignored);
                     if let (true, Some(host)) = (refined, extent.host) {
                         refine(layer, host, &mut status).await?;
@@ -136,6 +151,16 @@ impl Chain {
             return Ok(status);
         }
         Ok(Status { len, ..Self::zeroes(range) })
+    }
+
+    async fn holes(&self, depth: usize, layer: &Arc<dyn Node>) -> Holes {
+        let Some(known) = self.holes.get(depth) else { return Holes::Ignored };
+        let before = *known.lock();
+        let settled = before.settled(layer).await;
+        if settled != before {
+            *known.lock() = settled;
+        }
+        settled
     }
 
     /// Whether there is a layer `depth` that is longer than `at`.

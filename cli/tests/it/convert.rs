@@ -88,6 +88,8 @@ fn snapshots_can_be_read() {
         assert_same_disk(&scratch, &["-l", snapshot, "-O", "qcow2", "snap.qcow2"]);
     }
     assert_same_disk(&scratch, &["-l", "first", "-O", "raw", "a.raw"]);
+    let spelled = ["--snapshot", "first", "--output-format", "qcow2", "--options", "compat=0.10", "snap.qcow2"];
+    assert_same_disk(&scratch, &spelled);
     assert_same_disk(&scratch, &["-l", "first", "-O", "raw", "snap.qcow2", "a.raw"]);
     // The disk has grown since: QEMU gives the snapshot its new size.
     scratch.make("qemu-img", &["resize", "-q", "snap.qcow2", "4M"]);
@@ -211,6 +213,26 @@ fn a_copy_that_is_interrupted_leaves_the_source_and_a_target_that_can_be_made_ag
     // The locks are gone and what is there can be replaced.
     assert!(scratch.ours(&["convert", "-O", "qcow2", "disk", "x"]).status.success());
     assert!(scratch.theirs(&["compare", "disk", "x"]).status.success());
+}
+
+#[test]
+fn the_progress_is_told_when_a_signal_asks() {
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path().join("disk"), vec![1; 4 << 20]).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_diskette"))
+        .args(["convert", "-m", "1", "-r", "4M", "-O", "raw", "disk", "x"])
+        .current_dir(scratch.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // By now the program runs, and has most of its work to do.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(Command::new("kill").args(["-USR1", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(text(&output.stderr).contains(".00/100%)\n"), "{}", text(&output.stderr));
+    assert!(output.stdout.is_empty());
 }
 
 /// A tiny file system, if this user may mount one.

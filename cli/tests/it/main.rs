@@ -1,5 +1,6 @@
 //! The program against qemu-img: same flags, output and exit codes.
 
+mod bad;
 mod chains;
 mod convert;
 mod corpus;

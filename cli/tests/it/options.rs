@@ -204,6 +204,27 @@ fn lists_of_options_name_the_same_images() {
 }
 
 #[test]
+fn holes_of_the_file_count_where_many_clusters_in_use_have_no_space() {
+    let scratch = Scratch::new();
+    let falloc = "cluster_size=64k,preallocation=falloc";
+    for (options, commands) in [
+        (falloc, &["discard -q 0 2M", "write -q 2M 64k"][..]),
+        (falloc, &["write -q -z -u 18432 1030144"]),
+        (falloc, &["write -q 1M 512"]),
+        ("cluster_size=16k,compat=0.10", &["write -q 36352 65536", "discard -q 65536 65536", "write -q 100k 512"]),
+        ("cluster_size=2M,extended_l2=on", &["write -q 144896 4096", "write -q 767488 281088"]),
+        ("preallocation=metadata", &["write -q 1M 64k"]),
+    ] {
+        scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, "a", "3M"]);
+        for command in commands {
+            scratch.make("qemu-io", &["-d", "unmap", "-c", command, "a"]);
+            assert_same(&scratch, &["map", "--output=json", "a"]);
+            assert_same(&scratch, &["map", "a"]);
+        }
+    }
+}
+
+#[test]
 fn ranges_of_a_map_are_chosen_alike() {
     let scratch = Scratch::new();
     scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "a", "4M"]);
@@ -289,5 +310,28 @@ fn a_command_line_without_sense_is_refused_alike() {
         "bogus",
     ] {
         assert_same(&scratch, &line.split(' ').collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn encrypted_images_are_described_alike() {
+    let scratch = Scratch::new();
+    for options in [
+        "encrypt.format=aes",
+        "encrypt.format=luks,encrypt.iter-time=10",
+        "encrypt.format=luks,encrypt.iter-time=10,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256,encrypt.cipher-alg=aes-128,encrypt.hash-alg=sha1",
+    ] {
+        let options = format!("{options},encrypt.key-secret=s");
+        let secret = "secret,id=s,data=abc";
+        scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "--object", secret, "-o", &options, "image", "1M"]);
+        assert_same(&scratch, &["info", "image"]);
+        assert_same(&scratch, &["info", "--output=json", "image"]);
+        // The structure can be looked at without the key, the contents cannot.
+        assert!(scratch.ours(&["map", "image"]).status.success());
+        assert!(scratch.ours(&["check", "image"]).status.success());
+        for args in [["convert", "image", "x"], ["compare", "image", "image"]] {
+            let message = text(&scratch.ours(&args).stderr);
+            assert!(message.contains("'encrypt.key-secret' is required for cipher"), "{message}");
+        }
     }
 }

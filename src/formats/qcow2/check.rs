@@ -10,7 +10,7 @@ use crate::engine::{CheckReport, FindingKind, RepairAdvice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::extension::directory_entry;
 use crate::formats::qcow2::header::AUTOCLEAR_BITMAPS;
-use crate::formats::qcow2::table::{COMPRESSED, COPIED, L2Entry, OFFSET_MASK, ZERO, compressed, refcount, word};
+use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, ZERO, compressed, refcount, word};
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
 use crate::node::{Range, ReadFlags};
 
@@ -268,7 +268,9 @@ impl<'a> Check<'a> {
     fn l2_table(&mut self, entry: u64, index: u64, what: &str) -> Result<Option<u64>> {
         let at = entry & OFFSET_MASK;
         if entry & !(OFFSET_MASK | COPIED) != 0 {
-            self.corruption(alloc::format!("ERROR: {what} entry {index} has reserved bits set: {entry:#x}"));
+            self.corruption(alloc::format!(
+                "ERROR found L1 entry with reserved bits set: {entry:x} ({what} entry {index})"
+            ));
         }
         if entry == 0 {
             return Ok(None);
@@ -276,7 +278,7 @@ impl<'a> Check<'a> {
         self.count(Range::new(at, self.image.header.cluster.size()), 1)?;
         if !self.image.header.cluster.is_aligned(at) {
             self.corruption(alloc::format!(
-                "ERROR l2_offset={at:#x}: Table is not cluster aligned; {what} entry corrupted"
+                "ERROR l2_offset={at:x}: Table is not cluster aligned; L1 entry corrupted ({what} entry {index})"
             ));
         }
         Ok(Some(at))
@@ -306,12 +308,12 @@ impl<'a> Check<'a> {
                     );
                     continue;
                 }
+                let (host, stored) = compressed(entry.word, cluster);
                 if entry.is_copied() {
                     self.repeated_corruption(
                         times,
                         alloc::format!(
-                            "ERROR: coffset={:#x}: copied flag must never be set for compressed clusters",
-                            entry.word & (COMPRESSED - 1)
+                            "ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters"
                         ),
                     );
                 }
@@ -324,7 +326,6 @@ impl<'a> Check<'a> {
                         ),
                     );
                 }
-                let (host, stored) = compressed(entry.word, cluster);
                 self.count(Range::new(host & !511, u64::from(stored) + (host & 511)), times)?;
                 let active = u64::from(uses.active);
                 self.report.compressed_clusters += active;
@@ -387,9 +388,11 @@ impl<'a> Check<'a> {
             return Ok(());
         }
         if !cluster.is_aligned(host) {
+            let has_data = if extended { entry.bitmap & 0xffff_ffff != 0 } else { entry.word & ZERO == 0 };
+            let what = if has_data { "Data" } else { "Preallocated" };
             self.repeated_corruption(
                 times,
-                alloc::format!("ERROR offset={host:#x}: Cluster is not properly aligned; L2 entry corrupted."),
+                alloc::format!("ERROR offset={host:x}: {what} cluster is not properly aligned; L2 entry corrupted."),
             );
         }
         if uses.active > 0 {
@@ -521,8 +524,12 @@ impl<'a> Check<'a> {
     }
 
     /// The refcount that is stored for the cluster at `host`.
-    fn stored(&self, host: u64) -> u64 {
+    async fn stored(&self, host: u64) -> u64 {
         let cluster = host >> self.image.header.cluster.bits();
+        if cluster >= self.references.clusters {
+            // Beyond the end of the file nothing was counted. A block that cannot be read was reported already.
+            return self.image.stored_refcount(host).await.unwrap_or(0);
+        }
         self.differing.get(&cluster).copied().unwrap_or_else(|| self.references.get(cluster))
     }
 
@@ -538,7 +545,7 @@ impl<'a> Check<'a> {
             if at == 0 {
                 continue;
             }
-            let count = self.stored(at);
+            let count = self.stored(at).await;
             if (count == 1) != (entry & COPIED != 0) {
                 self.corruption(alloc::format!(
                     "ERROR OFLAG_COPIED L2 cluster: l1_index={l1_index} l1_entry={entry:x} refcount={count}"
@@ -552,7 +559,7 @@ impl<'a> Check<'a> {
                 let Some(host) = entry.host(external).filter(|host| external || cluster.is_aligned(*host)) else {
                     continue;
                 };
-                let count = if external { 1 } else { self.stored(host) };
+                let count = if external { 1 } else { self.stored(host).await };
                 if (count == 1) != entry.is_copied() {
                     self.corruption(alloc::format!(
                         "ERROR OFLAG_COPIED data cluster: l2_entry={:x} refcount={count}",

@@ -64,6 +64,9 @@ impl Qcow2 {
             }
             values.push(("data-file-raw", Value::Bool(self.header.is_data_file_raw())));
         }
+        if !self.encryption.is_empty() {
+            values.push(("encrypt", Value::Object(self.encryption.clone())));
+        }
         if raw.version >= 3 {
             values.push(("corrupt", Value::Bool(raw.incompatible_features & INCOMPATIBLE_CORRUPT != 0)));
             values.push(("extended-l2", Value::Bool(self.header.is_extended())));

@@ -2,13 +2,14 @@
 //!
 //! Bytes: [`header`], [`extension`], [`table`], `snapshot`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
 //! `metadata` (what must not be overwritten), `change` (everything that alters the mapping), `compress`, `check`, `create`,
-//! `describe`, `resize`, `rewrite`, `snapshots`.
+//! `describe`, `encryption`, `resize`, `rewrite`, `snapshots`.
 
 mod change;
 mod check;
 mod compress;
 mod create;
 mod describe;
+mod encryption;
 pub mod extension;
 pub mod header;
 mod map;
@@ -27,7 +28,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cache::{Cache, Level};
-use crate::describe::{Bitmap, Details, SnapshotChoice};
+use crate::describe::{Bitmap, Details, SnapshotChoice, Value};
 use crate::drivers::{Driver, Evidence, Probe};
 use crate::engine::{Allocation, CheckReport, Format, InPlace, SnapshotChange};
 use crate::error::Result;
@@ -86,6 +87,8 @@ struct Qcow2 {
     backing_name: Option<String>,
     directory: Mutex<Directory>,
     bitmaps: Vec<Bitmap>,
+    /// How the image is encrypted, for people.
+    encryption: Vec<(&'static str, Value)>,
     geometry: Mutex<Geometry>,
     metadata: Metadata,
     cache: Cache,
@@ -236,6 +239,10 @@ impl Format for Qcow2 {
 
     fn snapshot<'a>(&'a self, change: &'a SnapshotChange) -> Op<'a, ()> {
         if_writing(|| Op::future(self.change_snapshots(change)))
+    }
+
+    fn clusters_in_use<'a>(&'a self, enough: u64) -> Op<'a, u64> {
+        Op::future(self.count_referenced(enough))
     }
 
     fn select_snapshot(&mut self, choice: &SnapshotChoice) -> Result<()> {

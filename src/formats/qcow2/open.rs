@@ -16,7 +16,7 @@ use crate::formats::qcow2::extension::{Extensions, directory_entry};
 use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, Problem};
 use crate::formats::qcow2::metadata::Metadata;
 use crate::formats::qcow2::refcount::Refcounts;
-use crate::formats::qcow2::{Geometry, Qcow2, snapshot};
+use crate::formats::qcow2::{Geometry, Qcow2, encryption, snapshot};
 use crate::node::{Node, Range, ReadFlags, Role};
 use crate::op::BoxFuture;
 use crate::policy::Reference;
@@ -60,6 +60,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
     let backing_name = backing_name(&header, &head)?;
     let directory = snapshot::read_table(&*file, &header).await?;
     let bitmaps = read_bitmaps(&*file, &header, &extensions).await?;
+    let encryption = encryption::read(&*file, &header, &extensions).await?;
     let data = match (header.has_data_file(), options.structure_only) {
         (true, false) => Some(open_data_file(&*file, &extensions, name, options).await?),
         _ => None,
@@ -92,6 +93,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         backing_name,
         directory: Mutex::new(directory),
         bitmaps,
+        encryption,
     };
     Ok((format, backing))
 }

@@ -65,6 +65,41 @@ impl Qcow2 {
             .corrupt_at(refcounts.table_offset + index * 8))
     }
 
+    /// The refcount that is stored for the cluster at `host`.
+    pub(super) async fn stored_refcount(&self, host: u64) -> Result<u64> {
+        let refcounts = self.refcounts.lock().await;
+        let cluster = host >> self.header.cluster.bits();
+        let block = self.block_offset(&refcounts, cluster / self.refcounts_per_block()).await?;
+        if block == 0 {
+            return Ok(0);
+        }
+        self.load_block(block).await?;
+        let (index, order) = (cluster % self.refcounts_per_block(), self.header.raw.refcount_order);
+        Ok(self.cache.peek(block, |bytes| refcount(bytes, index, order)).flatten().unwrap_or(0))
+    }
+
+    /// How many clusters of the file are referred to, counted until there are `enough`.
+    pub(super) async fn count_referenced(&self, enough: u64) -> Result<u64> {
+        let refcounts = self.refcounts.lock().await;
+        let (per_block, order) = (self.refcounts_per_block(), self.header.raw.refcount_order);
+        let clusters = self.header.cluster.count(self.file.info().length);
+        let mut found = 0;
+        for index in 0..clusters.div_ceil(per_block) {
+            let block = self.block_offset(&refcounts, index).await?;
+            if block != 0 {
+                self.load_block(block).await?;
+                let entries = (clusters - index * per_block).min(per_block);
+                let used =
+                    |bytes: &[u8]| (0..entries).filter(|entry| refcount(bytes, *entry, order) != Some(0)).count();
+                found += self.cache.peek(block, used).unwrap_or(0) as u64;
+            }
+            if found >= enough {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
     async fn load_table_piece(&self, refcounts: &Refcounts, index: u64) -> Result<(u64, usize)> {
         let bytes = refcounts.table_clusters << self.header.cluster.bits();
         let piece = index * 8 / PIECE_BYTES * PIECE_BYTES;
