@@ -256,3 +256,32 @@ fn a_power_cut_while_tables_grow_leaves_leaks_at_most() {
     }
     assert!(image.info().length == 512 << 20 && history.len() > 50, "{}", history.len());
 }
+
+#[test]
+fn a_full_disk_while_tables_grow_leaves_leaks_at_most() {
+    let options = [("cluster_size", "512"), ("refcount_bits", "64")];
+    let file = Memory::new(create(4 << 20, &options));
+    let image = open(file.clone(), &writable()).unwrap();
+    let filled = 1_970_000;
+    write(&*image, 0, &vec![7; filled]).unwrap();
+    block_on(image.close()).unwrap();
+    for limit in 0.. {
+        let node = TestNode::new(file.to_vec());
+        node.fail_at.store(limit, Ordering::Relaxed);
+        let image = open(node.clone(), &writable()).unwrap();
+        let mut failed = write(&*image, 3 << 20, &[8; 40_000]).is_err();
+        failed |= block_on(image.resize(256 << 20, diskette::Preallocation::Off)).is_err();
+        node.fail_at.store(usize::MAX, Ordering::Relaxed);
+        write(&*image, 2 << 20, &[9; 30_000]).unwrap();
+        block_on(image.close()).unwrap();
+        let reopened = open(Memory::new(node.bytes()), &OpenOptions::default()).unwrap();
+        let report = block_on(reopened.check()).unwrap();
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "limit {limit}: {:?}", report.findings.first());
+        assert!(read(&*reopened, 2 << 20, 30_000).unwrap() == [9; 30_000], "limit {limit}");
+        assert!(read(&*reopened, 0, 5000).unwrap() == [7; 5000], "limit {limit}");
+        if !failed {
+            assert!(limit > 20, "{limit}");
+            break;
+        }
+    }
+}

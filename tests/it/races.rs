@@ -3,7 +3,7 @@
 use std::future::{Future, IntoFuture};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use diskette::drivers::OpenOptions;
@@ -16,11 +16,13 @@ use crate::support::{Random, Scratch, create, open, read, writable, write};
 struct Sluice {
     inner: Arc<Memory>,
     shut: AtomicBool,
+    /// How many changes get through all the same.
+    pass: AtomicUsize,
 }
 
 impl Sluice {
     fn new(bytes: Vec<u8>) -> Arc<Self> {
-        Arc::new(Sluice { inner: Memory::new(bytes), shut: AtomicBool::new(false) })
+        Arc::new(Sluice { inner: Memory::new(bytes), shut: AtomicBool::new(false), pass: AtomicUsize::new(0) })
     }
 
     fn shut(&self, shut: bool) {
@@ -28,7 +30,11 @@ impl Sluice {
     }
 
     async fn passage(&self) {
-        std::future::poll_fn(|_| if self.shut.load(Ordering::Relaxed) { Poll::Pending } else { Poll::Ready(()) }).await;
+        std::future::poll_fn(|_| {
+            let open = !self.shut.load(Ordering::Relaxed) || self.pass.swap(0, Ordering::Relaxed) > 0;
+            if open { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 }
 
@@ -163,5 +169,30 @@ fn zeroes_beyond_the_end_of_a_file_do_not_cut_off_a_write_behind_them() {
         });
         assert_eq!(std::fs::read(&path).unwrap(), [vec![0; 9000], vec![7; 1000]].concat(), "round {round}");
         assert_eq!(file.info().length, 10_000);
+    }
+}
+
+#[test]
+fn a_write_that_is_given_up_leaves_leaks_at_most() {
+    for patience in 0..12 {
+        let leaf = Sluice::new(image_with_many_tables());
+        let image = open(leaf.clone(), &with_small_cache()).unwrap();
+        leaf.shut(true);
+        {
+            let bytes = [2; 40_000];
+            let mut write = pin!(image.write(700, &bytes, WriteFlags::default()).into_future());
+            for _ in 0..patience {
+                // One change of the file at a time gets through.
+                let _ = write.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                leaf.pass.store(1, Ordering::Relaxed);
+            }
+        }
+        leaf.shut(false);
+        write(&*image, 800, &[3; 30_000]).unwrap();
+        block_on(image.close()).unwrap();
+        let reopened = open(leaf.inner.clone(), &OpenOptions::default()).unwrap();
+        assert!(read(&*reopened, 800, 30_000).unwrap() == [3; 30_000], "patience {patience}");
+        let report = block_on(reopened.check()).unwrap();
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "{patience}: {:?}", report.findings.first());
     }
 }

@@ -201,7 +201,6 @@ impl Qcow2 {
             }
             let bytes = self.block_with_used((blocks + table_clusters).saturating_sub(block * per_block));
             self.file.write(at, &bytes, WriteFlags::default()).await?;
-            self.metadata.add(at);
         }
         let table_offset = start + (blocks << cluster.bits());
         self.file.write(table_offset, &table, WriteFlags::default()).await?;
@@ -210,7 +209,10 @@ impl Qcow2 {
         pointer[..8].copy_from_slice(&table_offset.to_be_bytes());
         pointer[8..].copy_from_slice(&(table_clusters as u32).to_be_bytes());
         self.file.write(48, &pointer, WriteFlags::default()).await?;
-        self.file.flush().await?;
+        // From here on the new table counts, even if the flush fails: nothing may go to the old one any more.
+        for block in 0..blocks {
+            self.metadata.add(start + (block << cluster.bits()));
+        }
         for piece in (0..old_bytes).step_by(PIECE_BYTES as usize) {
             self.cache.forget(refcounts.table_offset + piece);
         }
@@ -220,7 +222,7 @@ impl Qcow2 {
         refcounts.table_offset = table_offset;
         refcounts.table_clusters = table_clusters;
         self.geometry.lock().refcount_table = Range::new(table_offset, table_bytes);
-        Ok(())
+        self.file.flush().await
     }
 
     /// Takes up to `wanted` free clusters in a row and gives their offset and number.

@@ -73,16 +73,18 @@ impl Qcow2 {
         pointer[..4].copy_from_slice(&(entries as u32).to_be_bytes());
         pointer[4..].copy_from_slice(&at.to_be_bytes());
         self.file.write(36, &pointer, WriteFlags::default()).await?;
-        self.file.flush().await?;
+        // From here on the new table counts, even if the flush fails: nothing may go to the old one any more.
         for piece in (0..old.l1_entries * 8).step_by(PIECE_BYTES as usize) {
             self.cache.forget(old.l1_offset + piece);
         }
         for place in 0..cluster.count(old.l1_entries * 8) {
             refcounts.release(old.l1_offset + (place << cluster.bits()));
         }
-        let mut geometry = self.geometry.lock();
-        geometry.l1_offset = at;
-        geometry.l1_entries = entries;
-        Ok(())
+        {
+            let mut geometry = self.geometry.lock();
+            geometry.l1_offset = at;
+            geometry.l1_entries = entries;
+        }
+        self.file.flush().await
     }
 }
