@@ -223,6 +223,13 @@ pub trait Format: Send + Sync {
         Op::err(Error::unsupported(alloc::format!("the {} driver does not support resize yet", self.name())))
     }
 
+    /// Lets the engine change ranges up to `length` already, or no longer, before [`Format::resize`] changes the size for
+    /// good.
+    fn reserve<'a>(&'a self, length: u64) -> Op<'a, ()> {
+        let _ = length;
+        Op::err(Error::unsupported("this format cannot grow over a longer backing image"))
+    }
+
     /// Names another backing file with its format, or none. The contents stay as they are stored.
     fn set_backing<'a>(&'a self, backing: Option<(&'a str, Option<&'a str>)>) -> Op<'a, ()> {
         let _ = backing;

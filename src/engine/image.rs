@@ -174,17 +174,27 @@ impl Image {
         let request = self.requests.begin(RequestKind::Resize, changed);
         request.mark_serialising(self.granularity());
         request.wait().await;
-        self.format.resize(length, preallocation).await?;
         // What a longer backing image has there was never part of this disk.
         let covered = match (&self.backing, &self.missing_backing) {
             (Some(backing), _) => backing.info().length.min(length),
             (None, Some(_)) => length,
             (None, None) => 0,
         };
-        match covered.checked_sub(old) {
-            Some(len @ 1..) => self.zero_mapped(&request, Range::new(old, len), WriteFlags::default()).await,
-            _ => Ok(()),
+        if let Some(len @ 1..) = covered.checked_sub(old) {
+            // The zeroes are on disk before the size is, or a power cut would show the backing image.
+            self.format.reserve(length).await?;
+            let grow = async {
+                self.zero_mapped(&request, Range::new(old, len), WriteFlags::default()).await?;
+                self.format.flush().await?;
+                self.format.resize(length, preallocation).await
+            };
+            let grown = grow.await;
+            if grown.is_err() {
+                self.format.reserve(old).await?;
+            }
+            return grown;
         }
+        self.format.resize(length, preallocation).await
     }
 
     /// Adds the image's name and format to an error.

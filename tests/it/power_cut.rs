@@ -285,3 +285,33 @@ fn a_full_disk_while_tables_grow_leaves_leaks_at_most() {
         }
     }
 }
+
+#[test]
+fn a_power_cut_while_a_disk_grows_never_shows_what_the_backing_image_has_there() {
+    for version in ["0.10", "1.1"] {
+        let base: Arc<dyn Node> = Memory::read_only(vec![0xbb; 300 << 10], "base");
+        let options = [("cluster_size", "4k"), ("compat", version), ("backing_file", "base"), ("backing_fmt", "raw")];
+        let node = TestNode::new(create(99 << 10, &options));
+        let options = with_files(writable(), &[("base", base)]);
+        let image = open(node.clone(), &options).unwrap();
+        node.record();
+        block_on(image.resize(400 << 10, diskette::Preallocation::Off)).unwrap();
+        block_on(image.close()).unwrap();
+        let mut random = Random::new(7);
+        let history = node.history();
+        assert!(history.len() > 3);
+        for (moment, snapshot) in history.iter().enumerate() {
+            for keep_of_8 in [0, 4, 8] {
+                let file = Memory::new(snapshot.survive(&mut random, keep_of_8));
+                let image = open(file, &OpenOptions { read_only: true, ..options.clone() }).unwrap();
+                let report = block_on(image.check()).unwrap();
+                assert_eq!((report.corruptions, report.check_errors), (0, 0), "moment {moment}: {:?}", report.findings);
+                let length = image.info().length as usize;
+                assert!([99 << 10, 400 << 10].contains(&length));
+                let disk = read(&*image, 0, length).unwrap();
+                assert!(disk[..99 << 10].iter().all(|byte| *byte == 0xbb), "version {version} moment {moment}");
+                assert!(disk[99 << 10..].iter().all(|byte| *byte == 0), "version {version} moment {moment}");
+            }
+        }
+    }
+}

@@ -229,6 +229,10 @@ impl Format for Qcow2 {
         if_writing(|| Op::future(self.resize_disk(length, preallocation)))
     }
 
+    fn reserve<'a>(&'a self, length: u64) -> Op<'a, ()> {
+        if_writing(|| Op::future(self.reserve_disk(length)))
+    }
+
     fn set_backing<'a>(&'a self, backing: Option<(&'a str, Option<&'a str>)>) -> Op<'a, ()> {
         if_writing(|| Op::future(self.rewrite_backing(backing)))
     }

@@ -16,6 +16,22 @@ impl Qcow2 {
         if preallocation != Preallocation::Off {
             return Err(Error::unsupported("resizing a qcow2 image with preallocation is not supported"));
         }
+        self.reserve_disk(length).await?;
+        if self.header.is_data_file_raw() {
+            self.storage().resize(length, Preallocation::Off).await?;
+        }
+        let written = match self.file.write(24, &length.to_be_bytes(), WriteFlags::default()).await {
+            Ok(()) => self.file.flush().await,
+            error => error,
+        };
+        if written.is_err() {
+            self.geometry.lock().size = geometry.size;
+        }
+        written
+    }
+
+    /// Makes room for a disk of that size, and counts on it in memory.
+    pub(super) async fn reserve_disk(&self, length: u64) -> Result<()> {
         if !length.is_multiple_of(512) {
             return Err(Error::invalid("The new size must be a multiple of 512"));
         }
@@ -27,14 +43,9 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::TooLarge, "the L1 table would be larger than 32 MiB"));
         }
         self.begin_changing().await?;
-        if needed > geometry.l1_entries {
+        if needed > self.geometry().l1_entries {
             self.grow_l1_table(needed).await?;
         }
-        if self.header.is_data_file_raw() {
-            self.storage().resize(length, Preallocation::Off).await?;
-        }
-        self.file.write(24, &length.to_be_bytes(), WriteFlags::default()).await?;
-        self.file.flush().await?;
         self.geometry.lock().size = length;
         Ok(())
     }
