@@ -156,18 +156,51 @@ impl Image {
         }
     }
 
+    /// Like a write, and calls `placed` as soon as space is allocated for all of it, before the data is written: whoever
+    /// wants space in a certain order need not wait for more.
+    ///
+    /// # Errors
+    /// As for a write. `placed` may not have been called then.
+    pub async fn write_in_turn(&self, at: u64, from: &[u8], placed: &(dyn Fn() + Sync)) -> Result<()> {
+        if self.options.detect_zeroes != DetectZeroes::Off {
+            let written = self.write_tracked(at, from, WriteFlags::default()).await;
+            placed();
+            return written;
+        }
+        let range = Range::new(at, from.len() as u64);
+        self.check_write(range)?;
+        let request = self.requests.begin(RequestKind::Write, range);
+        request.mark_serialising(self.granularity());
+        request.wait().await;
+        self.write_placed(&request, at, from, placed).await.map_err(|error| self.explain(error))
+    }
+
     /// The unit in which requests exclude each other when they change the mapping.
     pub(crate) fn granularity(&self) -> u64 {
         u64::from(self.format.info().cluster_size.unwrap_or(1)).max(self.format.zero_granularity()).max(1)
     }
 
-    async fn write_mapped(&self, request: &Tracked<'_>, mut at: u64, mut from: &[u8]) -> Result<()> {
+    async fn write_mapped(&self, request: &Tracked<'_>, at: u64, from: &[u8]) -> Result<()> {
+        self.write_placed(request, at, from, &|| {}).await
+    }
+
+    /// Writes, and calls `placed` as soon as it is settled where all of it goes.
+    async fn write_placed(
+        &self,
+        request: &Tracked<'_>,
+        mut at: u64,
+        mut from: &[u8],
+        placed: &(dyn Fn() + Sync),
+    ) -> Result<()> {
         while !from.is_empty() {
             let range = Range::new(at, from.len() as u64);
             let place = self.format.in_place(range).await?;
             let written = match place.host {
                 Some(host) => {
                     let part = from.get(..place.len.min(range.len) as usize).unwrap_or(from);
+                    if part.len() == from.len() {
+                        placed();
+                    }
                     self.storage(host.role)?.write(host.at, part, WriteFlags::default()).await?;
                     part.len()
                 }
@@ -176,7 +209,7 @@ impl Image {
                     request.wait().await;
                     continue;
                 }
-                None => self.write_allocating(Range::new(at, place.len.min(range.len)), from).await?,
+                None => self.write_allocating(Range::new(at, place.len.min(range.len)), from, placed).await?,
             };
             at += written as u64;
             from = from.get(written..).unwrap_or_default();
@@ -185,8 +218,11 @@ impl Image {
     }
 
     /// Allocates for the start of `range`, fills the space and links it. Returns how much of `from` was written.
-    async fn write_allocating(&self, range: Range, from: &[u8]) -> Result<usize> {
+    async fn write_allocating(&self, range: Range, from: &[u8], placed: &(dyn Fn() + Sync)) -> Result<usize> {
         let allocation = self.format.prepare(range).await?;
+        if range.len == from.len() as u64 && allocation.guest.end() >= range.end() {
+            placed();
+        }
         match self.fill(&allocation, range, from).await {
             Ok(written) => {
                 self.format.commit(&allocation).await?;

@@ -13,8 +13,8 @@ use std::sync::{Condvar, Mutex as StdMutex};
 use std::time::Instant;
 use std::vec::Vec;
 
-use crate::engine::is_zero;
 use crate::engine::status::{Chain, Status};
+use crate::engine::{Image, is_zero};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, Range, ReadFlags, Want, WriteFlags};
 use crate::op::block_on;
@@ -301,27 +301,32 @@ impl Copy<'_> {
             return Ok(false);
         }
         let mut rest = buffer.as_mut_slice();
-        for (range, kind) in &*pieces {
+        let ordered = (!self.options.out_of_order).then_some(*number);
+        for (index, (range, kind)) in (1..).zip(&*pieces) {
             match kind {
                 Kind::Zero => self.zero(*range)?,
                 Kind::Data if self.options.offload => self.offload(*range)?,
                 Kind::Data => {
                     let (bytes, after) = rest.split_at_mut(range.len as usize);
-                    self.write_sparse(range.start, bytes)?;
+                    self.write_sparse(range.start, bytes, ordered.filter(|_| index == pieces.len()))?;
                     rest = after;
                 }
             }
         }
-        if !self.options.out_of_order {
-            let mut turn = self.turn();
-            // Unless all were told to stop meanwhile.
-            if *turn == *number {
-                *turn += 1;
-            }
+        if let Some(number) = ordered {
+            self.end_turn(number);
+        }
+        Ok(true)
+    }
+
+    /// Lets the next batch be written, unless that happened before or all were told to stop.
+    fn end_turn(&self, number: u64) {
+        let mut turn = self.turn();
+        if *turn == number {
+            *turn += 1;
             drop(turn);
             self.turn_changed.notify_all();
         }
-        Ok(true)
     }
 
     fn wait_for_turn(&self, number: u64) -> bool {
@@ -430,16 +435,17 @@ impl Copy<'_> {
         while at < range.end() {
             buffer.resize((range.end() - at).min(BUFFER as u64) as usize, 0);
             self.read(at, &mut buffer)?;
-            self.write_sparse(at, &buffer)?;
+            self.write_sparse(at, &buffer, None)?;
             at += buffer.len() as u64;
         }
         Ok(())
     }
 
-    /// Writes `bytes`, leaving out runs of zeroes of at least `sparse_bytes`, in units of that size.
-    fn write_sparse(&self, at: u64, bytes: &[u8]) -> Result<(), CopyError> {
+    /// Writes `bytes`, leaving out runs of zeroes of at least `sparse_bytes`, in units of that size. With the end of them
+    /// the turn of batch `last` ends.
+    fn write_sparse(&self, at: u64, bytes: &[u8], last: Option<u64>) -> Result<(), CopyError> {
         if self.options.sparse_bytes == 0 {
-            return self.write(at, bytes);
+            return self.write(at, bytes, last);
         }
         let unit = self.options.sparse_bytes.max(SECTOR);
         let (mut run_start, mut run_is_zero) = (0, None);
@@ -450,31 +456,44 @@ impl Copy<'_> {
             let end = usize::try_from(to_boundary).map_or(bytes.len(), |len| (position + len).min(bytes.len()));
             let zero = is_zero(bytes.get(position..end).unwrap_or_default());
             if run_is_zero.is_some_and(|run| run != zero) {
-                self.write_run(at, bytes, run_start..position, !zero)?;
+                self.write_run(at, bytes, run_start..position, !zero, None)?;
                 run_start = position;
             }
             run_is_zero = Some(zero);
             position = end;
         }
-        self.write_run(at, bytes, run_start..bytes.len(), run_is_zero.unwrap_or(false))
+        self.write_run(at, bytes, run_start..bytes.len(), run_is_zero.unwrap_or(false), last)
     }
 
-    fn write_run(&self, at: u64, bytes: &[u8], run: core::ops::Range<usize>, is_zero: bool) -> Result<(), CopyError> {
+    fn write_run(
+        &self,
+        at: u64,
+        bytes: &[u8],
+        run: core::ops::Range<usize>,
+        is_zero: bool,
+        last: Option<u64>,
+    ) -> Result<(), CopyError> {
         let start = at + run.start as u64;
         if is_zero {
             self.zero(Range::new(start, run.len() as u64))
         } else {
-            self.write(start, bytes.get(run).unwrap_or_default())
+            self.write(start, bytes.get(run).unwrap_or_default(), last)
         }
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), CopyError> {
+    fn write(&self, at: u64, bytes: &[u8], last: Option<u64>) -> Result<(), CopyError> {
         if bytes.is_empty() {
             return Ok(());
         }
         self.limit_rate(bytes.len() as u64);
-        block_on(self.target.write(self.options.target_start + at, bytes, WriteFlags::default()))
-            .map_err(|error| self.unwritable(at, error))
+        let target_at = self.options.target_start + at;
+        // Space is taken in turn; the data itself need not be.
+        let image = self.target.as_any().and_then(|any| any.downcast_ref::<Image>());
+        let written = match (last, image) {
+            (Some(number), Some(image)) => block_on(image.write_in_turn(target_at, bytes, &|| self.end_turn(number))),
+            _ => block_on(self.target.write(target_at, bytes, WriteFlags::default())),
+        };
+        written.map_err(|error| self.unwritable(at, error))
     }
 
     /// Makes a range read as zeroes, unless it does already.
