@@ -12,6 +12,7 @@ use crate::engine::{Format, Image, ImageOptions, byte_granular};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, ReadFlags, Role};
 use crate::op::BoxFuture;
+use crate::options::Options;
 use crate::policy::{Budgets, Gate, Reference};
 
 /// Bytes at the start of a file that probes look at.
@@ -39,7 +40,7 @@ pub struct Evidence {
 pub struct OpenContext<'a> {
     /// The file.
     pub file: Arc<dyn Node>,
-    /// Its name.
+    /// Its own name, which names in the image are relative to.
     pub name: &'a str,
     /// How the image is opened.
     pub options: &'a OpenOptions,
@@ -91,10 +92,13 @@ pub struct Driver {
     pub create: Option<Create>,
     /// The options of `create`, besides `size`.
     pub create_options: &'static [CreateOption],
+    /// The names of the options of `open` ([`OpenOptions::driver_options`]); one that ends with a dot stands for all that
+    /// begin with it.
+    pub open_options: &'static [&'static str],
 }
 
 /// How an image is opened.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct OpenOptions {
     /// The formats that may be recognised.
     pub drivers: Drivers,
@@ -117,6 +121,51 @@ pub struct OpenOptions {
     pub snapshot: Option<SnapshotChoice>,
     /// Options of the format by QEMU's names, such as `offset` and `size` of raw.
     pub driver_options: BTreeMap<String, String>,
+    /// Nodes that are open already and take the place of those that the image names, by QEMU's names for their roles
+    /// (`data-file`).
+    pub children: Vec<(&'static str, Arc<dyn Node>)>,
+    /// What to read unallocated ranges from.
+    pub backing: BackingChoice,
+    /// What the image is called, unless like its file.
+    pub name: Option<String>,
+    /// What the format is called, unless by its own name.
+    pub format_name: Option<&'static str>,
+}
+
+/// What an image reads unallocated ranges from.
+#[derive(Clone, Default)]
+pub enum BackingChoice {
+    /// The backing image that it names, if any.
+    #[default]
+    Named,
+    /// The one that it names, opened with further options.
+    With(Options),
+    /// Nothing: they are zeroes.
+    Nothing,
+    /// This disk.
+    Node(Arc<Image>),
+}
+
+impl core::fmt::Debug for BackingChoice {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            BackingChoice::Named => f.write_str("Named"),
+            BackingChoice::With(options) => f.debug_tuple("With").field(options).finish(),
+            BackingChoice::Nothing => f.write_str("Nothing"),
+            BackingChoice::Node(node) => f.debug_tuple("Node").field(node).finish(),
+        }
+    }
+}
+
+impl core::fmt::Debug for OpenOptions {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("OpenOptions")
+            .field("format", &self.format)
+            .field("read_only", &self.read_only)
+            .field("backing", &self.backing)
+            .field("driver_options", &self.driver_options)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for OpenOptions {
@@ -132,6 +181,31 @@ impl Default for OpenOptions {
             structure_only: false,
             snapshot: None,
             driver_options: BTreeMap::new(),
+            children: Vec::new(),
+            backing: BackingChoice::Named,
+            name: None,
+            format_name: None,
+        }
+    }
+}
+
+impl OpenOptions {
+    /// The node that is to be used in that role.
+    pub fn child(&self, role: &str) -> Option<&Arc<dyn Node>> {
+        self.children.iter().find(|(name, _)| *name == role).map(|(_, node)| node)
+    }
+
+    /// The options for the images behind this one.
+    fn lower(&self) -> Self {
+        OpenOptions {
+            read_only: true,
+            snapshot: None,
+            driver_options: BTreeMap::new(),
+            children: Vec::new(),
+            backing: BackingChoice::Named,
+            name: None,
+            format_name: None,
+            ..self.clone()
         }
     }
 }
@@ -198,6 +272,7 @@ struct Layer {
     name: String,
     probed: bool,
     missing_backing: Option<String>,
+    format_name: Option<&'static str>,
 }
 
 /// Opens an image and, as far as the policy allows, the chain behind it.
@@ -215,36 +290,52 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
     let mut layers: Vec<Layer> = Vec::new();
     let mut next = Some((file, options.format.clone(), None::<Reference>));
     let mut seen: Vec<String> = Vec::new();
+    let mut below: Option<Arc<dyn Node>> = None;
     while let Some((file, format, reference)) = next.take() {
-        let name = file.name();
-        options.budgets.check_depth(layers.len() as u32 + 1, &name)?;
+        let lower_options;
+        let layer_options = if reference.is_some() {
+            lower_options = options.lower();
+            &lower_options
+        } else {
+            options
+        };
+        let name = layer_options.name.clone().unwrap_or_else(|| file.name());
+        options.budgets.check_depth(options.gate.depth + layers.len() as u32 + 1, &name)?;
         let identity = file.identity();
         if !identity.is_empty() && seen.contains(&identity) {
             return Err(Error::invalid("the backing chain leads back to this image").at_path(&name));
         }
         seen.push(identity);
-        let lower = reference.is_some();
-        let lower_options;
-        let layer_options = if lower {
-            lower_options =
-                OpenOptions { read_only: true, snapshot: None, driver_options: BTreeMap::new(), ..options.clone() };
-            &lower_options
-        } else {
-            options
+        let opened = open_layer(file, format, &name, layer_options).await;
+        let (opened, probed) = opened.map_err(|error| below_failed(error, layers.len()))?;
+        let (reference, missing_backing) = match (&layer_options.backing, opened.backing) {
+            (BackingChoice::Node(node), _) => {
+                below = Some(node.clone());
+                (None, None)
+            }
+            (BackingChoice::Nothing, _) | (_, None) => (None, None),
+            (_, Some(reference)) if options.no_backing || options.structure_only => (None, Some(reference.name)),
+            (BackingChoice::With(more), Some(reference)) => {
+                let format = more.value("driver").map(ToString::to_string).or(reference.format);
+                (Some(Reference { options: more.clone(), format, ..reference }), None)
+            }
+            (BackingChoice::Named, Some(reference)) => (Some(reference), None),
         };
-        let (opened, probed) = open_layer(file, format, &name, layer_options).await?;
-        let follow = !options.no_backing && !options.structure_only;
-        let missing_backing = opened.backing.as_ref().filter(|_| !follow).map(|reference| reference.name.clone());
-        layers.push(Layer { format: opened.format, name, probed, missing_backing });
-        if let Some(reference) = opened.backing.filter(|_| follow) {
-            let node = options.gate.open(&reference).await.map_err(|error| {
-                Error::new(error.kind(), alloc::format!("Could not open backing file: {error}"))
-                    .at_path(&reference.from)
-            })?;
-            next = Some((node, reference.format.clone(), Some(reference)));
+        let format_name = layer_options.format_name;
+        layers.push(Layer { format: opened.format, name, probed, missing_backing, format_name });
+        if let Some(reference) = reference {
+            let failed = |error: Error| below_failed(error, layers.len()).at_path(&reference.from);
+            if let Some(format) = reference.format.as_deref().filter(|name| options.drivers.by_name(name).is_none()) {
+                return Err(failed(Error::invalid(alloc::format!("Unknown driver '{format}'"))));
+            }
+            let node = options.gate.open_below(&reference, layers.len() as u32).await.map_err(failed)?;
+            if node.is_disk() {
+                below = Some(node);
+            } else {
+                next = Some((node, reference.format.clone(), Some(reference)));
+            }
         }
     }
-    let mut backing: Option<Arc<Image>> = None;
     while let Some(layer) = layers.pop() {
         let top = layers.is_empty();
         let image_options = if top {
@@ -252,13 +343,26 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
         } else {
             ImageOptions { read_only: true, ..ImageOptions::default() }
         };
-        let below = backing.take().map(|image| image as Arc<dyn Node>);
-        let image = Image::new(layer.format, below, layer.name, image_options)
+        let image = Image::new(layer.format, below.take(), layer.name, image_options)
             .with_probed(layer.probed)
+            .with_format_name(layer.format_name)
             .with_missing_backing(layer.missing_backing);
-        backing = Some(Arc::new(image));
+        let image = Arc::new(image);
+        if top {
+            return Ok(image);
+        }
+        below = Some(image);
     }
-    backing.ok_or_else(|| Error::new(ErrorKind::Closed, "nothing was opened"))
+    Err(Error::new(ErrorKind::Closed, "nothing was opened"))
+}
+
+/// Says of an error that it happened that many images down.
+fn below_failed(error: Error, depth: usize) -> Error {
+    if depth == 0 {
+        return error;
+    }
+    let prefix = "Could not open backing file: ".repeat(depth);
+    Error::new(error.kind(), alloc::format!("{prefix}{error}"))
 }
 
 async fn open_layer(
@@ -282,7 +386,18 @@ async fn open_layer(
                 .ok_or_else(|| Error::unsupported("no known format matches this file").at_path(name))?
         }
     };
-    let context = OpenContext { file, name, options };
+    let is_known = |name: &str| {
+        driver.open_options.iter().any(|known| *known == name || (known.ends_with('.') && name.starts_with(known)))
+    };
+    if let Some(unknown) = options.driver_options.keys().find(|name| !is_known(name)) {
+        return Err(Error::invalid(alloc::format!(
+            "Block format '{}' does not support the option '{unknown}'",
+            driver.name
+        ))
+        .at_path(name));
+    }
+    let file_name = file.name();
+    let context = OpenContext { file, name: &file_name, options };
     let explain = |error: Error| error.at_path(name).in_node(driver.name);
     let mut opened = (driver.open)(context).await.map_err(explain)?;
     if let Some(choice) = &options.snapshot {
@@ -302,5 +417,6 @@ pub(crate) fn backing_reference(name: &str, format: Option<&str>, from: &str) ->
         role: Role::Backing,
         from: from.to_string(),
         writable: false,
+        options: Options::new(),
     }
 }

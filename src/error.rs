@@ -65,6 +65,27 @@ impl ErrorKind {
         }
     }
 
+    /// The kind that a Linux errno value means: the inverse of [`ErrorKind::errno`], and [`ErrorKind::Io`] for values that
+    /// no kind has.
+    pub const fn from_errno(errno: i32) -> Self {
+        match errno {
+            22 => ErrorKind::Invalid,
+            95 | 25 | 38 => ErrorKind::Unsupported,
+            28 | 122 => ErrorKind::NoSpace,
+            1 => ErrorKind::Denied,
+            13 => ErrorKind::PermissionDenied,
+            30 => ErrorKind::ReadOnly,
+            2 => ErrorKind::NotFound,
+            17 => ErrorKind::Exists,
+            11 => ErrorKind::Busy,
+            27 => ErrorKind::TooLarge,
+            12 => ErrorKind::OverBudget,
+            125 => ErrorKind::Cancelled,
+            123 => ErrorKind::Closed,
+            _ => ErrorKind::Io,
+        }
+    }
+
     /// A stable name for programs, such as `corrupt`.
     pub const fn name(self) -> &'static str {
         match self {

@@ -30,12 +30,16 @@ pub mod describe;
 pub mod drivers;
 pub mod engine;
 pub mod error;
+pub mod event;
+pub mod filters;
 pub mod formats;
+pub mod graph;
 pub mod memory;
 #[cfg(all(feature = "native", unix))]
 pub mod native;
 pub mod node;
 pub mod op;
+pub mod options;
 pub mod policy;
 pub mod ring;
 pub mod sync;

@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
 use crate::op::Op;
 
 /// A range of bytes: `start..start + len`.
@@ -236,6 +237,28 @@ pub trait Node: Send + Sync {
     fn copy_from<'a>(&'a self, at: u64, source: &'a dyn Node, source_at: u64, len: u64) -> Op<'a, ()> {
         let _ = (at, source, source_at, len);
         Op::err(Error::unsupported("no copy offload between these nodes"))
+    }
+
+    /// Tells the node what its user is about to do. Whoever injects faults waits for it, holds the request up, or arms
+    /// an error for what follows.
+    fn event<'a>(&'a self, event: Event) -> Op<'a, ()> {
+        let _ = event;
+        Op::ok(())
+    }
+
+    /// Whether [`Node::event`] does anything, so that nobody need call it otherwise.
+    fn listens(&self) -> bool {
+        false
+    }
+
+    /// Leaves the node as if nobody had it open. Called once, after the last request.
+    fn close<'a>(&'a self) -> Op<'a, ()> {
+        Op::ok(())
+    }
+
+    /// Whether the node is a disk, rather than a file that may hold an image of one.
+    fn is_disk(&self) -> bool {
+        false
     }
 
     /// A child, if there is one in that role.

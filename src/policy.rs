@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, Role};
 use crate::op::Op;
+use crate::options::Options;
 
 /// A file that an image names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,12 +21,15 @@ pub struct Reference {
     pub from: String,
     /// Whether the file has to be writable.
     pub writable: bool,
+    /// Further options for opening it, from the caller.
+    pub options: Options,
 }
 
 /// Opens files by name for a host: a file system, a browser page, a test.
 pub trait Opener: Send + Sync {
-    /// Opens the file. A relative name is relative to `reference.from`.
-    fn open<'a>(&'a self, reference: &'a Reference) -> Op<'a, Arc<dyn Node>>;
+    /// Opens the file, or the disk if the name describes one ([`Node::is_disk`]). A relative name is relative to
+    /// `reference.from`. What is opened on the way has to pass `gate`, too.
+    fn open<'a>(&'a self, reference: &'a Reference, gate: &'a Gate) -> Op<'a, Arc<dyn Node>>;
 }
 
 /// Which references may be followed.
@@ -90,17 +94,19 @@ fn is_plain_name(name: &str) -> bool {
 pub struct Gate {
     policy: Policy,
     opener: Option<Arc<dyn Opener>>,
+    /// How many images lead here.
+    pub(crate) depth: u32,
 }
 
 impl Gate {
     /// Opens nothing.
     pub fn closed() -> Self {
-        Gate { policy: Policy::Deny, opener: None }
+        Gate { policy: Policy::Deny, opener: None, depth: 0 }
     }
 
     /// Opens through `opener` what `policy` allows.
     pub fn new(policy: Policy, opener: Arc<dyn Opener>) -> Self {
-        Gate { policy, opener: Some(opener) }
+        Gate { policy, opener: Some(opener), depth: 0 }
     }
 
     /// Opens a referenced file.
@@ -108,9 +114,17 @@ impl Gate {
     /// # Errors
     /// [`ErrorKind::Denied`] if the policy refuses, [`ErrorKind::Unsupported`] without an opener, else the opener's.
     pub async fn open(&self, reference: &Reference) -> Result<Arc<dyn Node>> {
+        self.open_below(reference, 1).await
+    }
+
+    /// Opens a file that is referenced by an image `layers` down.
+    pub(crate) async fn open_below(&self, reference: &Reference, layers: u32) -> Result<Arc<dyn Node>> {
         self.policy.check(reference)?;
         match &self.opener {
-            Some(opener) => opener.open(reference).await,
+            Some(opener) => {
+                let below = Gate { depth: self.depth.saturating_add(layers), ..self.clone() };
+                opener.open(reference, &below).await
+            }
             None => Err(Error::unsupported(alloc::format!(
                 "the image needs '{}' as its {}, and there is nothing to open it with",
                 reference.name,

@@ -37,7 +37,7 @@ use crate::node::{
     Extent, Host, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, State, Want, WriteFlags, check_bounds,
 };
 use crate::op::{BoxFuture, Op};
-use crate::policy::{Opener, Reference};
+use crate::policy::{Gate, Opener, Reference};
 use crate::sync::Mutex;
 
 /// Names a request until it is completed.
@@ -341,7 +341,7 @@ impl Node for File {
 pub struct RingOpener(pub Ring);
 
 impl Opener for RingOpener {
-    fn open<'a>(&'a self, reference: &'a Reference) -> Op<'a, Arc<dyn Node>> {
+    fn open<'a>(&'a self, reference: &'a Reference, _gate: &'a Gate) -> Op<'a, Arc<dyn Node>> {
         let answer = self.0.ask(Ask::Open { reference: reference.clone() });
         Op::future(async move {
             match answer.await? {

@@ -3,14 +3,19 @@
 use std::sync::Arc;
 
 use diskette::describe::SnapshotChoice;
-use diskette::drivers::{Drivers, OpenOptions};
+use diskette::drivers::OpenOptions;
 use diskette::engine::status::Chain;
-use diskette::native::{CacheMode, File, FileOpener, FileOptions, resolve};
-use diskette::{Budgets, Error, Gate, Image, ImageOptions, Node, Opener, Policy, block_on};
+use diskette::graph::{Graph, LeafMode};
+use diskette::native::{CacheMode, FileOpener, FileOptions, Machine};
+use diskette::options::Options;
+use diskette::{Budgets, Error, Gate, Image, ImageOptions, Node, Opener, Policy, Role, block_on};
 
-use crate::Failure;
 use crate::args::ImageArgs;
-use crate::image_opts::{Described, NO_FILE_NAME};
+use crate::image_opts::image_options;
+use crate::{Failure, output};
+
+/// Said about a file without a name.
+pub(crate) const NO_FILE_NAME: &str = "The 'file' block driver requires a file name";
 
 /// What a command wants of an image.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +35,8 @@ pub(crate) struct Wish {
     pub(crate) contents: bool,
     /// The disk as it was at this internal snapshot.
     pub(crate) snapshot: Option<SnapshotChoice>,
+    /// Further options, for an image that is given by its name.
+    pub(crate) options: Options,
 }
 
 impl TryFrom<&ImageArgs> for Wish {
@@ -51,7 +58,7 @@ impl TryFrom<&ImageArgs> for Wish {
 /// An open image and the file it was opened from.
 pub(crate) struct Opened {
     pub(crate) image: Arc<Image>,
-    pub(crate) file: Arc<File>,
+    pub(crate) file: Arc<dyn Node>,
     /// What the image is called in messages: the file name, or the options in JSON.
     pub(crate) name: String,
     /// The file name.
@@ -61,15 +68,6 @@ pub(crate) struct Opened {
 /// The cache mode of that name.
 pub(crate) fn cache_mode(name: &str, what: &str) -> Result<CacheMode, Failure> {
     CacheMode::by_name(name).ok_or_else(|| Failure::new(format!("Invalid {what}cache option: {name}")))
-}
-
-/// What a file name says about the image to open.
-fn by_name(name: &str, wish: &Wish) -> Result<Described, Failure> {
-    if name.is_empty() {
-        return Err(Failure::new(NO_FILE_NAME));
-    }
-    let path = resolve(name, "").map_err(|error| Failure::new(explain(&error, name)))?;
-    Ok(Described { path, format: wish.format.clone(), ..Described::default() })
 }
 
 /// Opens an image and, unless only its structure is wanted, its backing chain.
@@ -88,49 +86,57 @@ pub(crate) fn open_plainly(name: &str, wish: &Wish) -> Result<Opened, Failure> {
 }
 
 fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result<Opened, Failure> {
-    let described = if wish.image_opts { Described::by_options(name)? } else { by_name(name, wish)? };
-    let failed = |error: Error| Failure::new(explain(&error, &described.path));
-    if let Some(format) = described.format.as_deref().filter(|name| Drivers::all().by_name(name).is_none()) {
-        return Err(Failure::new(format!("Unknown driver '{format}'")));
+    if !wish.image_opts && name.is_empty() {
+        return Err(Failure::new(NO_FILE_NAME));
     }
-    let force_share = wish.force_share || described.force_share;
-    if wish.writable && described.read_only {
+    let options = if wish.image_opts { image_options(name)? } else { wish.options.clone() };
+    let name = (!wish.image_opts).then_some(name);
+    let failed = |error: Error| Failure::new(explain(&error, name.unwrap_or_default()));
+    if wish.writable && options.value("read-only").is_some_and(|value| ["on", "yes", "true", "y"].contains(&value)) {
         return Err(Failure::new("Block node is read-only"));
     }
-    if wish.writable && force_share {
+    if wish.writable && wish.force_share {
         return Err(Failure::new("force-share=on can only be used with read-only images"));
     }
-    let options = FileOptions {
+    let files = FileOptions {
         read_only: !wish.writable,
-        cache: described.cache.unwrap_or(wish.cache),
-        locking: described.locking,
-        force_share,
+        cache: wish.cache,
+        force_share: wish.force_share,
         ..FileOptions::default()
     };
-    let file = File::open(&described.path, options).map_err(failed)?;
-    let own = || Arc::new(FileOpener { options: FileOptions { read_only: true, ..options } }) as Arc<dyn Opener>;
-    let image_options = ImageOptions {
-        discard: wish.discard || described.discard,
-        detect_zeroes: described.detect_zeroes,
-        ..ImageOptions::default()
+    let machine = machine(files);
+    let images =
+        OpenOptions { budgets: Budgets { check_bytes: 8 << 30, ..Budgets::default() }, ..OpenOptions::default() };
+    let own = || {
+        let files = FileOptions { read_only: true, ..files };
+        Arc::new(FileOpener { options: files, machine: machine.clone(), images: images.clone() }) as Arc<dyn Opener>
     };
-    let open_options = OpenOptions {
-        format: described.format.clone(),
-        read_only: !wish.writable,
-        gate: Gate::new(Policy::Allow, opener.unwrap_or_else(own)),
-        no_backing: wish.no_backing,
-        budgets: Budgets { check_bytes: 8 << 30, ..Budgets::default() },
-        image: image_options,
-        structure_only: wish.structure_only,
-        snapshot: wish.snapshot.clone(),
-        driver_options: described.driver_options.clone(),
-        ..OpenOptions::default()
+    let graph = Graph {
+        host: &machine,
+        defaults: OpenOptions {
+            read_only: !wish.writable,
+            gate: Gate::new(Policy::Allow, opener.unwrap_or_else(own)),
+            no_backing: wish.no_backing,
+            image: ImageOptions { discard: wish.discard, ..ImageOptions::default() },
+            structure_only: wish.structure_only,
+            snapshot: wish.snapshot.clone(),
+            ..images.clone()
+        },
+        mode: LeafMode { read_only: !wish.writable, force_share: wish.force_share, ..LeafMode::default() },
     };
-    let image = block_on(diskette::open(file.clone(), &open_options)).map_err(failed)?;
+    let image = block_on(graph.open(name, wish.format.as_deref(), options)).map_err(failed)?;
     if wish.contents {
         refuse_encrypted(&image)?;
     }
-    Ok(Opened { image, file, name: described.name(), path: described.path })
+    let file = image.child(Role::File).ok_or_else(|| Failure::new("the image has no file"))?;
+    let path = file.name();
+    let shown = name.filter(|name| !name.starts_with("json:")).map_or_else(|| image.name(), str::to_string);
+    Ok(Opened { image, file, name: shown, path })
+}
+
+/// What descriptions of images can refer to.
+pub(crate) fn machine(files: FileOptions) -> Machine {
+    Machine { files, report: Some(Arc::new(|text: &str| output::line(text))), ..Machine::default() }
 }
 
 /// Fails if an image of the chain is encrypted: part of its contents cannot be read.

@@ -178,6 +178,11 @@ pub trait Format: Send + Sync {
         Err(Error::unsupported("this format has no compressed extents"))
     }
 
+    /// Whether compressed clusters can be stored.
+    fn stores_compressed(&self) -> bool {
+        false
+    }
+
     /// Stores what [`Format::compress`] gave for the cluster at guest offset `at`, and links it.
     fn store_compressed<'a>(&'a self, at: u64, compressed: &'a [u8]) -> Op<'a, ()> {
         let _ = (at, compressed);

@@ -8,6 +8,7 @@ use crate::describe::Details;
 use crate::engine::format::{CheckReport, Format, SnapshotChange};
 use crate::engine::requests::{RequestKind, Requests, Tracked};
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
 use crate::node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, Want, WriteFlags, check_bounds};
 use crate::op::{Op, if_writing};
 
@@ -41,6 +42,7 @@ pub struct Image {
     pub(crate) requests: Requests,
     pub(crate) options: ImageOptions,
     name: String,
+    format_name: Option<&'static str>,
     probed: bool,
     /// The backing image that the format names but that was not opened.
     missing_backing: Option<String>,
@@ -66,6 +68,7 @@ impl Image {
             requests: Requests::new(),
             options,
             name: name.into(),
+            format_name: None,
             probed: false,
             missing_backing: None,
         }
@@ -75,6 +78,13 @@ impl Image {
     #[must_use]
     pub(crate) fn with_probed(mut self, probed: bool) -> Self {
         self.probed = probed;
+        self
+    }
+
+    /// Calls the format by another name than its own.
+    #[must_use]
+    pub(crate) fn with_format_name(mut self, name: Option<&'static str>) -> Self {
+        self.format_name = name;
         self
     }
 
@@ -97,7 +107,12 @@ impl Image {
 
     /// The driver's name, such as `qcow2`.
     pub fn format_name(&self) -> &'static str {
-        self.format.name()
+        self.format_name.unwrap_or_else(|| self.format.name())
+    }
+
+    /// Whether compressed clusters can be stored.
+    pub fn stores_compressed(&self) -> bool {
+        self.format.stores_compressed()
     }
 
     /// What can be said about the image without reading guest data.
@@ -119,7 +134,18 @@ impl Image {
     ///
     /// Dropping an image without closing it loses nothing that was flushed.
     pub fn close(&self) -> Op<'_, ()> {
-        if self.options.read_only { Op::ok(()) } else { self.format.close() }
+        if self.options.read_only {
+            return Op::ok(());
+        }
+        Op::future(async move {
+            self.format.close().await?;
+            for role in [Role::DataFile, Role::File] {
+                if let Some(child) = self.format.child(role) {
+                    child.close().await?;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Names another backing file with its format, or none. What the image stores stays; what it reads from there is
@@ -195,6 +221,14 @@ impl Image {
             return grown;
         }
         self.format.resize(length, preallocation).await
+    }
+
+    /// Tells the file what is about to happen to it.
+    pub(crate) async fn announce(&self, event: Event) -> Result<()> {
+        match self.format.child(Role::File) {
+            Some(file) if file.listens() => file.event(event).await,
+            _ => Ok(()),
+        }
     }
 
     /// Adds the image's name and format to an error.
@@ -275,6 +309,14 @@ impl Node for Image {
             Some(source) => Op::future(self.copy_tracked(at, source, source_at, len)),
             None => Op::err(Error::unsupported("no copy offload from what is not an image")),
         })
+    }
+
+    fn close<'a>(&'a self) -> Op<'a, ()> {
+        Image::close(self)
+    }
+
+    fn is_disk(&self) -> bool {
+        true
     }
 
     fn child(&self, role: Role) -> Option<Arc<dyn Node>> {

@@ -11,11 +11,15 @@ use crate::engine::image::{DetectZeroes, Image};
 use crate::engine::requests::{RequestKind, Tracked};
 use crate::engine::zero::is_zero;
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
 use crate::node::{Node, Range, State, Want, WriteFlags, check_bounds};
 use crate::op::Op;
 
 /// Zeroes are written, where the format has no better way, in pieces of this many bytes.
 const ZERO_PIECE_BYTES: usize = 1 << 20;
+
+/// What is read from a backing image is stored in pieces of about so many bytes.
+const PULL_BYTES: u64 = 1 << 20;
 
 /// Head, data and tail of an allocation up to this many bytes go out as one write.
 const MERGE_BYTES: u64 = 1 << 20;
@@ -173,6 +177,68 @@ impl Image {
         request.mark_serialising(self.granularity());
         request.wait().await;
         self.write_placed(&request, at, from, placed).await.map_err(|error| self.explain(error))
+    }
+
+    /// Stores what the range reads as from the backing image, in whole clusters, and leaves the rest alone. What is zero
+    /// there is stored as zeroes.
+    ///
+    /// # Errors
+    /// As for a read and a write.
+    pub async fn pull(&self, range: Range) -> Result<()> {
+        let Some(backing) = &self.backing else { return Ok(()) };
+        check_bounds(range.start, range.len, self.format.info().length).map_err(|error| self.explain(error))?;
+        let unit = self.granularity();
+        let length = self.format.info().length;
+        let mut at = range.start - range.start % unit;
+        let end = range.end().next_multiple_of(unit).min(length);
+        while at < end {
+            let len = (end - at).min(PULL_BYTES.max(unit));
+            let piece = Range::new(at, len);
+            at += len;
+            if self.reads_from_here(piece).await? {
+                continue;
+            }
+            let request = self.requests.begin(RequestKind::Write, piece);
+            request.mark_serialising(unit);
+            request.wait().await;
+            let pulled = self.pull_piece(&request, piece, backing.info().length).await;
+            pulled.map_err(|error| self.explain(error))?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing in the range comes from the backing image.
+    async fn reads_from_here(&self, range: Range) -> Result<bool> {
+        let mut at = range.start;
+        while at < range.end() {
+            let extent = self.format.map(Range::new(at, range.end() - at), Want::Allocation).await?;
+            if extent.state == State::Unallocated {
+                return Ok(false);
+            }
+            at += extent.len.max(1);
+        }
+        Ok(true)
+    }
+
+    async fn pull_piece(&self, request: &Tracked<'_>, range: Range, backed: u64) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end() {
+            let extent = self.format.map(Range::new(at, range.end() - at), Want::Allocation).await?;
+            let piece = Range::new(at, extent.len.min(range.end() - at));
+            at += piece.len.max(1);
+            if extent.state != State::Unallocated || piece.start >= backed {
+                continue;
+            }
+            let mut bytes = vec![0; piece.len as usize];
+            self.read_mapped(piece.start, &mut bytes).await?;
+            self.announce(Event::CorWrite).await?;
+            if is_zero(&bytes) {
+                self.zero_mapped(request, piece, WriteFlags::default()).await?;
+            } else {
+                self.write_mapped(request, piece.start, &bytes).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The unit in which requests exclude each other when they change the mapping.

@@ -48,7 +48,7 @@ impl CacheMode {
         })
     }
 
-    fn is_direct(self) -> bool {
+    pub(super) fn is_direct(self) -> bool {
         matches!(self, CacheMode::None | CacheMode::Directsync)
     }
 }

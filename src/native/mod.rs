@@ -2,10 +2,12 @@
 
 mod direct;
 mod file;
+mod host;
 mod lock;
 mod opener;
 pub mod parallel;
 pub mod rebase;
 
 pub use file::{CacheMode, File, FileOptions, Locking};
+pub use host::{Machine, MachineClock};
 pub use opener::{FileOpener, resolve};

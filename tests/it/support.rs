@@ -221,7 +221,7 @@ pub fn create_in(
 pub struct Table(pub BTreeMap<String, Arc<dyn Node>>);
 
 impl Opener for Table {
-    fn open<'a>(&'a self, reference: &'a Reference) -> Op<'a, Arc<dyn Node>> {
+    fn open<'a>(&'a self, reference: &'a Reference, _gate: &'a Gate) -> Op<'a, Arc<dyn Node>> {
         Op::Ready(
             self.0
                 .get(&reference.name)

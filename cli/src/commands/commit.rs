@@ -1,39 +1,45 @@
 //! `commit`: write what an image stores into one that it is backed by.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use diskette::drivers::OpenOptions;
 use diskette::native::parallel::{CopyOptions, copy};
-use diskette::native::{File, FileOpener, FileOptions, resolve};
-use diskette::{Budgets, Gate, Node, Op, Opener, Policy, Preallocation, Reference, block_on};
+use diskette::native::{FileOpener, FileOptions, resolve};
+use diskette::{Gate, Image, Node, Op, Opener, Preallocation, Reference, block_on};
 
 use crate::args::CommitArgs;
-use crate::open::{Opened, Wish, cache_mode, explain, open, open_through};
+use crate::open::{Wish, cache_mode, explain, machine, open, open_through};
 use crate::progress::Progress;
 use crate::{Failure, Outcome, output};
 
-/// Opens the files of a chain, one of them for writing.
-#[derive(Debug)]
+/// Opens the files of a chain, and the image to write to as a disk of its own.
 struct ChainOpener {
     files: FileOpener,
-    /// Path of the file that is written.
-    writable: String,
-    opened: Mutex<Option<Arc<File>>>,
+    /// How many images are above the one that is written.
+    layers: u32,
+    met: AtomicU32,
+    target: Mutex<Option<Arc<Image>>>,
+}
+
+impl ChainOpener {
+    async fn open_target(&self, reference: &Reference, gate: &Gate) -> Result<Arc<dyn Node>, diskette::Error> {
+        let reference = Reference { writable: true, ..reference.clone() };
+        let image = self.files.open_disk(&reference, gate).await?;
+        if let Ok(mut target) = self.target.lock() {
+            *target = Some(image.clone());
+        }
+        Ok(image)
+    }
 }
 
 impl Opener for ChainOpener {
-    fn open<'a>(&'a self, reference: &'a Reference) -> Op<'a, Arc<dyn Node>> {
-        match resolve(&reference.name, &reference.from) {
-            Ok(path) if path == self.writable => {}
-            _ => return self.files.open(reference),
+    fn open<'a>(&'a self, reference: &'a Reference, gate: &'a Gate) -> Op<'a, Arc<dyn Node>> {
+        let is_backing = reference.role == diskette::Role::Backing;
+        if is_backing && self.met.fetch_add(1, Ordering::Relaxed) + 1 == self.layers {
+            return Op::future(self.open_target(reference, gate));
         }
-        Op::Ready(File::open(&self.writable, FileOptions { read_only: false, ..self.files.options }).map(|file| {
-            if let Ok(mut opened) = self.opened.lock() {
-                *opened = Some(file.clone());
-            }
-            file as Arc<dyn Node>
-        }))
+        self.files.open(reference, gate)
     }
 }
 
@@ -44,23 +50,14 @@ pub(crate) fn run(args: &CommitArgs) -> Outcome {
         cache: args.cache.as_deref().map(|cache| cache_mode(cache, "")).transpose()?.unwrap_or_default(),
         ..Wish::try_from(&args.image)?
     };
-    let (path, layers) = target(args)?;
-    let options = FileOptions { cache: wish.cache, ..FileOptions::default() };
-    let files = FileOpener { options: FileOptions { read_only: true, ..options } };
-    let opener = Arc::new(ChainOpener { files: files.clone(), writable: path.clone(), opened: Mutex::new(None) });
+    let layers = target(args)?;
+    let options = FileOptions { read_only: true, cache: wish.cache, ..FileOptions::default() };
+    let files = FileOpener { machine: machine(options), ..FileOpener::new(options) };
+    let opener = Arc::new(ChainOpener { files, layers, met: AtomicU32::new(0), target: Mutex::new(None) });
     let top = open_through(&args.file, &wish, opener.clone())?;
-    let file = opener.opened.lock().ok().and_then(|mut opened| opened.take());
-    let Some(file) = file else { return Err(Failure::new("Image does not have a backing file")) };
-    let base_format = chain_format(&top, layers);
-    let base_options = OpenOptions {
-        format: base_format,
-        read_only: false,
-        gate: Gate::new(Policy::Allow, Arc::new(files)),
-        budgets: Budgets::default(),
-        ..OpenOptions::default()
-    };
-    let failed = |error: diskette::Error| Failure::new(explain(&error, &path));
-    let base = block_on(diskette::open(file, &base_options)).map_err(failed)?;
+    let base = opener.target.lock().ok().and_then(|mut target| target.take());
+    let Some(base) = base else { return Err(Failure::new("Image does not have a backing file")) };
+    let failed = |error: diskette::Error| Failure::new(explain(&error, &base.name()));
     let length = top.image.info().length;
     if base.info().length < length {
         block_on(base.resize(length, Preallocation::Off)).map_err(failed)?;
@@ -93,8 +90,8 @@ pub(crate) fn run(args: &CommitArgs) -> Outcome {
     Ok(0)
 }
 
-/// The file that is written to, and how many images are above it.
-fn target(args: &CommitArgs) -> Result<(String, u32), Failure> {
+/// How many images are above the one that is written to.
+fn target(args: &CommitArgs) -> Result<u32, Failure> {
     let opened = open(&args.file, &Wish::try_from(&args.image)?)?;
     let mut layers = 0;
     let mut node = opened.node();
@@ -109,23 +106,14 @@ fn target(args: &CommitArgs) -> Result<(String, u32), Failure> {
             });
         };
         layers += 1;
-        let path = resolve(&backing.name, &node.name()).map_err(|error| Failure::new(explain(&error, "")))?;
+        let path = resolve(&backing.name, &node.name()).unwrap_or_else(|_| backing.name.clone());
         match &args.base {
             Some(wanted) if *wanted != backing.name && *wanted != path => {}
-            _ => return Ok((path, layers)),
+            _ => return Ok(layers),
         }
         match node.child(diskette::Role::Backing) {
             Some(next) => node = next,
             None => return Err(Failure::new("Image does not have a backing file")),
         }
     }
-}
-
-/// The format of the image that many layers down.
-fn chain_format(top: &Opened, layers: u32) -> Option<String> {
-    let mut node = top.node();
-    for _ in 0..layers {
-        node = node.child(diskette::Role::Backing)?;
-    }
-    node.as_any()?.downcast_ref::<diskette::Image>().map(|image| image.format_name().to_string())
 }

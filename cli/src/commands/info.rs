@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use diskette::Node;
 use diskette::describe::{Details, Snapshot};
-use diskette::native::resolve;
+use diskette::native::{File, resolve};
 use serde_json::{Map, Value as Json, json};
 
 use crate::args::{InfoArgs, Output};
@@ -131,7 +130,9 @@ fn text(opened: &Opened, details: &Details) -> String {
 
 /// QEMU's name for the driver of the file.
 fn protocol(opened: &Opened) -> &'static str {
-    if opened.file.is_device() { "host_device" } else { "file" }
+    let file = opened.file.as_any();
+    let is = |found: Option<&File>| found.is_some_and(File::is_device);
+    if is(file.and_then(|any| any.downcast_ref())) { "host_device" } else { "file" }
 }
 
 fn value(opened: &Opened, details: &Details) -> Json {

@@ -409,7 +409,7 @@ async fn create_image(context: CreateContext<'_>) -> Result<()> {
 struct DataFile(Arc<dyn Node>);
 
 impl Opener for DataFile {
-    fn open<'a>(&'a self, reference: &'a Reference) -> Op<'a, Arc<dyn Node>> {
+    fn open<'a>(&'a self, reference: &'a Reference, _gate: &'a Gate) -> Op<'a, Arc<dyn Node>> {
         match reference.role {
             Role::DataFile => Op::ok(self.0.clone()),
             _ => Op::err(Error::unsupported("only the data file is needed here")),

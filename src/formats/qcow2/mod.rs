@@ -49,6 +49,7 @@ pub static DRIVER: Driver = Driver {
     open: open::open,
     create: if cfg!(feature = "write") { Some(create::create) } else { None },
     create_options: create::OPTIONS,
+    open_options: open::OPTIONS,
 };
 
 /// The order in which tables reach the disk.
@@ -194,6 +195,10 @@ impl Format for Qcow2 {
 
     fn store_compressed<'a>(&'a self, at: u64, compressed: &'a [u8]) -> Op<'a, ()> {
         if_writing(|| Op::future(self.store_cluster(at, compressed)))
+    }
+
+    fn stores_compressed(&self) -> bool {
+        !self.header.has_data_file()
     }
 
     fn vm_state_offset(&self) -> Option<u64> {

@@ -19,8 +19,12 @@ use crate::formats::qcow2::refcount::Refcounts;
 use crate::formats::qcow2::{Geometry, Qcow2, encryption, snapshot};
 use crate::node::{Node, Range, ReadFlags, Role};
 use crate::op::BoxFuture;
+use crate::options::Options;
 use crate::policy::Reference;
 use crate::sync::{Lock, Mutex};
+
+/// Options of an image that is opened. Those about caches and discards are hints and have no effect.
+pub(super) const OPTIONS: &[&str] = &["data-file", "data-file.filename"];
 
 /// Most persistent bitmaps.
 const MAX_BITMAPS: u32 = 65535;
@@ -150,6 +154,9 @@ async fn open_data_file(
     from: &str,
     options: &crate::drivers::OpenOptions,
 ) -> Result<Arc<dyn Node>> {
+    if let Some(node) = options.child("data-file") {
+        return Ok(node.clone());
+    }
     let overridden =
         options.driver_options.get("data-file.filename").or_else(|| options.driver_options.get("data-file"));
     let Some(name) = overridden.or(extensions.data_file.as_ref()) else {
@@ -161,6 +168,7 @@ async fn open_data_file(
         role: Role::DataFile,
         from: from.to_string(),
         writable: !options.read_only,
+        options: Options::new(),
     };
     let node = options.gate.open(&reference).await.map_err(|error| {
         Error::new(error.kind(), alloc::format!("Could not open the external data file: {error}")).at_path(from)

@@ -23,6 +23,7 @@ pub static DRIVER: Driver = Driver {
         kind: "str",
         help: "Preallocation mode (allowed values: off, falloc, full)",
     }],
+    open_options: &["offset", "size"],
 };
 
 fn probe(_: &Probe<'_>) -> Option<Evidence> {
