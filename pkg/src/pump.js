@@ -1,6 +1,6 @@
 // The host side of the core: takes every request that it has queued, answers them, and settles jobs.
 
-import { checkedNumber, closed, fromCore, shortRead } from "./errors.js";
+import { checkedNumber, closed, fromCore, isBuffer, isBytes, noBytes, shortRead } from "./errors.js";
 
 /** The file that the caller gave; files that it names get higher numbers. */
 const FIRST_FILE = 1;
@@ -155,11 +155,10 @@ export class Pump {
       this.#sources.set(file, value);
       this.#session.completeOpen(request.id, file, value.name, value.size);
     } else {
-      const bytes = value instanceof ArrayBuffer ? new Uint8Array(value) : value;
-      if (bytes?.length !== request.length) {
-        const { name } = this.#sources.get(request.file);
-        return this.#fail(request, shortRead(name, request.at, request.length, bytes?.length ?? 0));
-      }
+      const { name } = this.#sources.get(request.file);
+      const bytes = isBuffer(value) ? new Uint8Array(value) : value;
+      if (!isBytes(bytes)) return this.#fail(request, noBytes(name, request.at, value));
+      if (bytes.length !== request.length) return this.#fail(request, shortRead(name, request.at, request.length, bytes.length));
       this.#session.completeRead(request.id, bytes);
     }
     this.#turn();
@@ -168,10 +167,11 @@ export class Pump {
   #fail(request, error) {
     if (!this.#session) return;
     // The core puts the file's name in front, and where it was read behind.
-    const text = error?.message ?? String(error);
+    const text = String(error?.message ?? error);
+    const kind = typeof error?.kind === "string" ? error.kind : error?.name === "AbortError" ? "cancelled" : "io";
     this.#causes.push({ text, error });
     if (this.#causes.length > MAX_CAUSES) this.#causes.shift();
-    this.#session.fail(request.id, error?.kind ?? (error?.name === "AbortError" ? "cancelled" : "io"), text);
+    this.#session.fail(request.id, kind, text);
     this.#turn();
   }
 
