@@ -143,6 +143,11 @@ test("a narrow window scrolls in one direction only", async () => {
   await shoot(page, "narrow.png");
   assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
   await page.close();
+  await until(page, () => document.querySelector("hex-view .row .bytes").childElementCount === 8);
+  assert.ok(await page.evaluate(() => document.querySelector("hex-view .scroller").scrollWidth <= document.querySelector("hex-view .scroller").clientWidth));
+  await page.focus("hex-view .scroller");
+  await page.keyboard.press("ArrowDown");
+  assert.equal(await page.inputValue("hex-view input"), "0x8");
 });
 
 test("a field leads to its bytes, and a byte to its field", async () => {
