@@ -104,6 +104,8 @@ export class MapView extends HTMLElement {
     };
     grid.onpointerup = (event) => {
       const clicked = drag && !drag.moved;
+    // The finger scrolls the page instead.
+    grid.onpointercancel = () => (drag = undefined);
       drag = undefined;
       if (!clicked) return;
       this.#cursor = this.#cellAt(event);
@@ -115,6 +117,8 @@ export class MapView extends HTMLElement {
       (event) => {
         event.preventDefault();
         this.#zoom(event.deltaY < 0 ? 0.5 : 2, this.#guestOf(this.#cellAt(event)));
+        // A wheel that only passes by scrolls the page.
+        if (!event.ctrlKey && !event.metaKey && document.activeElement !== grid) return;
       },
       { passive: false },
     );

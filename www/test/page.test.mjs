@@ -190,6 +190,12 @@ test("the map works with the pointer", async () => {
   await grid.hover({ position: { x: 3, y: 3 } });
   await until(page, () => /^0x0 to 0xffff, 64 KiB: data/.test(document.querySelector(".extent").textContent));
   await page.mouse.wheel(0, -100);
+  // A wheel that passes by scrolls the page.
+  await page.mouse.wheel(0, 60);
+  await until(page, () => scrollY > 0);
+  assert.match(await page.textContent("map-view .caption"), /whole disk/);
+  await page.focus("map-view .grid");
+  await grid.hover({ position: { x: 3, y: 3 } });
   await until(page, () => /32 MiB from 0x0/.test(document.querySelector("map-view .caption").textContent));
   await page.getByRole("button", { name: "Whole disk" }).click();
   await until(page, () => /whole disk/.test(document.querySelector("map-view .caption").textContent));
