@@ -18,6 +18,8 @@ export type Space = "disk" | number;
 export interface Missing {
   name: string;
   role: string;
+  /** It was given, but is of no use without another one that was not. */
+  given: boolean;
 }
 
 export interface Opened {

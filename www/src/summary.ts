@@ -47,10 +47,13 @@ function warning(title: string, advice: string, ...acts: HTMLElement[]): HTMLEle
 /** What needs attention, and what to do about it. */
 export function showWarnings({ info, missing }: Opened, give: (missing: Missing[]) => HTMLElement): void {
   const warnings: HTMLElement[] = [];
-  if (missing.length > 0) {
-    const names = missing.map(({ name, role }) => `${name} (${role === "backing" ? "backing file" : "data file"})`).join(", ");
-    const advice = "The structure is shown; bytes that are in it are not. Nothing that an image names is opened unless you give it.";
-    warnings.push(warning(`${names} is not open.`, advice, give(missing)));
+  const absent = missing.filter(({ given }) => !given);
+  if (absent.length > 0) {
+    const names = absent.map(({ name, role }) => `${name} (${role === "backing" ? "backing file" : "data file"})`).join(", ");
+    const useless = missing.filter(({ given }) => given).map(({ name }) => name);
+    const given = useless.length > 0 ? ` Without it ${useless.join(", ")} cannot be opened either.` : "";
+    const advice = `The structure is shown; bytes that are in it are not.${given} Nothing that an image names is opened unless you give it.`;
+    warnings.push(warning(`${names} is not open.`, advice, give(absent)));
   }
   for (const layer of info.chain) {
     const name = info.chain.length > 1 ? `${layer.filename}: ` : "";
@@ -80,7 +83,9 @@ export function showChain({ info, missing }: Opened, chosen: number, choose: (in
     if (index === chosen) pick.setAttribute("aria-current", "true");
     return element("li", {}, pick, ` ${layer.format}, ${size(layer.virtualSize)}`);
   });
-  for (const { name } of missing) items.push(element("li", { class: "missing", text: `${name} — not opened` }));
+  for (const { name, given } of missing) {
+    items.push(element("li", { class: "missing", text: `${name} — ${given ? "given, but not opened without the next" : "not opened"}` }));
+  }
   $("chain").replaceChildren(...items);
 }
 

@@ -53,6 +53,7 @@ before(async () => {
   execFileSync("qemu-io", ["-c", "write -P 65 50G 1M", path("large.qcow2")]);
   execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "large.qcow2", "-F", "qcow2", path("top.qcow2")]);
   execFileSync("qemu-io", ["-c", "write -P 66 1G 1M", path("top.qcow2")]);
+  execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "top.qcow2", "-F", "qcow2", path("tip.qcow2")]);
   proxy = createServer((request, response) => (outside.push(request.url), response.writeHead(502).end()));
   proxy.on("connect", (request, socket) => (outside.push(request.url), socket.destroy()));
   await new Promise((resolve) => proxy.listen(0, "127.0.0.1", resolve));
@@ -142,12 +143,12 @@ test("a narrow window scrolls in one direction only", async () => {
   await until(page, () => document.querySelector("map-view .grid").clientWidth < 390);
   await shoot(page, "narrow.png");
   assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
-  await page.close();
   await until(page, () => document.querySelector("hex-view .row .bytes").childElementCount === 8);
   assert.ok(await page.evaluate(() => document.querySelector("hex-view .scroller").scrollWidth <= document.querySelector("hex-view .scroller").clientWidth));
   await page.focus("hex-view .scroller");
   await page.keyboard.press("ArrowDown");
   assert.equal(await page.inputValue("hex-view input"), "0x8");
+  await page.close();
 });
 
 test("a field leads to its bytes, and a byte to its field", async () => {
@@ -189,13 +190,13 @@ test("the map works with the pointer", async () => {
   const grid = page.locator("map-view .grid");
   await grid.hover({ position: { x: 3, y: 3 } });
   await until(page, () => /^0x0 to 0xffff, 64 KiB: data/.test(document.querySelector(".extent").textContent));
-  await page.mouse.wheel(0, -100);
   // A wheel that passes by scrolls the page.
   await page.mouse.wheel(0, 60);
   await until(page, () => scrollY > 0);
   assert.match(await page.textContent("map-view .caption"), /whole disk/);
   await page.focus("map-view .grid");
   await grid.hover({ position: { x: 3, y: 3 } });
+  await page.mouse.wheel(0, -100);
   await until(page, () => /32 MiB from 0x0/.test(document.querySelector("map-view .caption").textContent));
   await page.getByRole("button", { name: "Whole disk" }).click();
   await until(page, () => /whole disk/.test(document.querySelector("map-view .caption").textContent));
@@ -249,6 +250,18 @@ test("files that an image names are asked for by name, and opened when they are 
   await page.setInputFiles("#files", [path("large.qcow2"), path("top.qcow2")]);
   await until(page, whole);
   assert.equal(await page.textContent("#title"), "top.qcow2");
+  await page.close();
+});
+
+test("an image that is of no use without another is not passed over", async () => {
+  const page = await fresh();
+  await page.setInputFiles("#files", [path("tip.qcow2"), path("top.qcow2")]);
+  await opened(page);
+  assert.equal(await page.textContent("#title"), "tip.qcow2");
+  assert.match(await page.textContent("#warnings"), /^large\.qcow2 \(backing file\) is not open.*Without it top\.qcow2 cannot be opened either/s);
+  assert.match(await page.textContent("#chain"), /tip\.qcow2.*top\.qcow2 — given, but not opened.*large\.qcow2 — not opened/s);
+  await page.setInputFiles("#warnings input", path("large.qcow2"));
+  await until(page, () => document.querySelectorAll("#chain button").length === 3 && !document.querySelector("#chain .missing"));
   await page.close();
 });
 
