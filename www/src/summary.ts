@@ -24,11 +24,26 @@ export function showFacts(layer: LayerInfo, fileSize: number | undefined): void 
   if (layer.encryption) facts.push(fact("Encryption", layer.encryption));
   if (layer.backingFile) facts.push(fact("Backing file", named(layer.backingFile)));
   if (layer.dataFile) facts.push(fact("Data file", named(layer.dataFile)));
+  const nested: HTMLElement[] = [];
   for (const [name, value] of Object.entries(layer.properties)) {
     // The bitmaps have a list of their own.
-    if (name !== "bitmaps") facts.push(fact(name.replaceAll("-", " "), text(value)));
+    if (name === "bitmaps") continue;
+    if (typeof value === "object") nested.push(element("details", {}, element("summary", { text: name === "encrypt" ? "encryption in detail" : label(name) }), element("dl", {}, ...parts(value))));
+    else facts.push(fact(label(name), text(value)));
   }
   $("facts").replaceChildren(...facts);
+  $("nested").replaceChildren(...nested);
+}
+
+function label(name: string): string {
+  return name.replaceAll("-", " ").replace(/\bl2\b/, "L2").replace(/\buuid\b/, "UUID");
+}
+
+/** What is in a property that has parts: a fact for each, and for each element of a list in it. */
+function parts(value: Property[] | { [name: string]: Property }): HTMLElement[] {
+  return Object.entries(value).flatMap(([name, part]) =>
+    Array.isArray(part) ? part.map((element, index) => fact(`${label(name)} ${index}`, text(element))) : [fact(label(name), text(part))],
+  );
 }
 
 function named({ name, format }: { name: string; format: string | null }): string {
@@ -37,7 +52,9 @@ function named({ name, format }: { name: string; format: string | null }): strin
 
 function text(value: Property): string {
   if (typeof value === "boolean") return value ? "yes" : "no";
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  if (Array.isArray(value)) return value.map(text).join(", ");
+  if (typeof value === "object") return Object.entries(value).map(([name, part]) => `${label(name)} ${text(part)}`).join(", ");
+  return String(value);
 }
 
 function warning(title: string, advice: string, ...acts: HTMLElement[]): HTMLElement {

@@ -265,6 +265,21 @@ test("an image that is of no use without another is not passed over", async () =
   await page.close();
 });
 
+test("an encrypted image is described in words", async () => {
+  const page = await fresh();
+  execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path("luks.qcow2"), "1M"]);
+  await page.setInputFiles("#files", path("luks.qcow2"));
+  await opened(page);
+  await checked(page);
+  assert.match(await page.textContent("#warnings"), /Encrypted \(luks\)/);
+  await page.locator("#nested summary").press("Enter");
+  assert.match(await page.locator("#nested details[open]").innerText(), /cipher alg\s+aes-256.*slots 0\s+active yes/is);
+  assert.doesNotMatch(await page.textContent("#summary"), /[{}[\]]/);
+  await shoot(page, "encrypted.png");
+  await assertAccessible(page);
+  await page.close();
+});
+
 test("dropped files are opened", async () => {
   const page = await fresh();
   const bytes = [...readFileSync(path("large.qcow2")).subarray(0, 400_000)];
