@@ -90,9 +90,9 @@ function show(opened: Opened): void {
   showWarnings(opened, giveMissing);
   const spaces = files.map(({ name, size: bytes }, index) => {
     const shown = name.split(/[/\\]/).at(-1) || "file";
-    return { space: index, label: `File ${shown} (${size(bytes)})`, size: bytes };
+    return { space: index, label: shown, size: bytes };
   });
-  const disk = { space: "disk" as const, label: `Disk (${size(info.virtualSize)})`, size: info.virtualSize };
+  const disk = { space: "disk" as const, label: `Disk of ${size(info.virtualSize)}`, size: info.virtualSize };
   hexView.setup([...spaces, disk], (space, offset, length) => ask({ op: "read", space, offset, length }));
   choose(0);
 }
@@ -158,6 +158,7 @@ hexView.onmove = (space, at) => {
 
 async function showMap(turn: number, { info, missing }: Opened): Promise<void> {
   const backing = missing.find(({ role }) => role === "backing");
+  mapView.sizeOf = (name) => current?.opened.files.find((file) => file.name === name)?.size;
   mapView.reset(info.virtualSize, backing && `nothing is stored here; the bytes are those of ${backing.name}, which is not open`);
   try {
     const { complete } = await ask({ op: "map" }, (page) => {
@@ -172,11 +173,12 @@ async function showMap(turn: number, { info, missing }: Opened): Promise<void> {
 }
 
 async function showReport(turn: number): Promise<void> {
-  showCheck(undefined, 1, () => {});
+  showCheck(undefined, { size: 0, clusterSize: 1 }, () => {});
   const report = await ask({ op: "check" }).catch((error: Error) => error);
-  const cluster = current?.opened.info.clusterSize ?? 1;
+  const { info, files } = current?.opened ?? {};
+  const file = { size: files?.[0]?.size ?? 0, clusterSize: info?.clusterSize ?? 1 };
   const go = (offset: number, length: number): void => reveal(() => hexView.show(0, offset, { offset, length }));
-  if (turn === generation) showCheck(report, cluster, go);
+  if (turn === generation) showCheck(report, file, go);
 }
 
 /** Shows bytes and brings them into sight. */

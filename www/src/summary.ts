@@ -131,20 +131,35 @@ export function showLists(layer: LayerInfo): void {
 
 type Go = (offset: number, length: number) => void;
 
+/** The outcome in a word or two, beside the name of the image. */
+function showVerdict(text: string, style: string): void {
+  const verdict = $("verdict");
+  [verdict.textContent, verdict.className, verdict.hidden] = [text, `badge ${style}`, text === ""];
+}
+
+/** The file that findings are about. */
+interface Checked {
+  size: number;
+  clusterSize: number;
+}
+
 /** The outcome of the check; places in a finding lead to their bytes. */
-export function showCheck(report: CheckReport | Error | undefined, clusterSize: number, go: Go): void {
+export function showCheck(report: CheckReport | Error | undefined, file: Checked, go: Go): void {
   const summary = $("check-summary");
   const advice = $("check-advice");
   const findings = $("findings");
   findings.replaceChildren();
+  findings.removeAttribute("tabindex");
   [summary.className, advice.textContent] = ["", ""];
   if (report === undefined) {
     summary.textContent = "Checking the metadata…";
+    showVerdict("checking…", "");
     return;
   }
   if (report instanceof Error) {
     const unsupported = (report as { kind?: string }).kind === "unsupported";
     summary.textContent = unsupported ? "This format has no metadata to check." : report.message;
+    showVerdict(unsupported ? "" : "could not be checked", "bad");
     return;
   }
   const { corruptions, leaks, checkErrors, totalClusters, allocatedClusters, fragmentedClusters, compressedClusters } = report;
@@ -155,23 +170,26 @@ export function showCheck(report: CheckReport | Error | undefined, clusterSize: 
     [checkErrors, count(checkErrors, "place that could not be checked", "places that could not be checked")] as const,
   ].filter(([number]) => number > 0);
   summary.className = problems.length === 0 ? "good" : corruptions > 0 ? "bad" : "";
+  showVerdict(problems[0]?.[1] ?? "no errors", problems.length === 0 ? "good" : corruptions > 0 ? "bad" : "warn");
   summary.textContent =
     problems.length === 0
       ? `No errors. ${count(allocatedClusters, "cluster is", "clusters are")} allocated of ${totalClusters.toLocaleString("en")}, ${fragmentedClusters} fragmented, ${compressedClusters} compressed.`
       : `${problems.map(([, text]) => text).join(", ")}.`;
   if (corruptions > 0) advice.textContent = "Data may be lost or mixed up. Copy the file first; then qemu-img check -r all may repair the copy.";
   else if (leaks > 0) advice.textContent = "Leaks waste space and do no other harm. qemu-img check -r leaks gives the space back.";
-  findings.replaceChildren(...report.findings.slice(0, MAX_FINDINGS).map((finding) => element("li", {}, ...linked(finding.text, clusterSize, go))));
+  findings.replaceChildren(...report.findings.slice(0, MAX_FINDINGS).map((finding) => element("li", {}, ...linked(finding.text, file, go))));
+  // The list scrolls, and may have nothing in it that takes the focus.
+  if (report.findings.length > 0) findings.tabIndex = 0;
   const rest = corruptions + leaks + checkErrors - Math.min(MAX_FINDINGS, report.findings.length);
   if (rest > 0) findings.append(element("li", { class: "quiet", text: `and ${rest.toLocaleString("en")} more` }));
 }
 
-/** A text in which offsets and clusters are buttons. */
-function linked(text: string, clusterSize: number, go: Go): (Node | string)[] {
-  return text.split(/(\b0x[0-9a-f]+\b|\bcluster \d+\b)/i).map((part, index) => {
+/** A text in which offsets and clusters that are in the file are buttons. */
+function linked(text: string, { size, clusterSize }: Checked, go: Go): (Node | string)[] {
+  return text.split(/((?<!size )\b0x[0-9a-f]+\b|\bcluster \d+\b)/i).map((part, index) => {
     if (index % 2 === 0) return part;
     const cluster = /^cluster (\d+)$/i.exec(part);
-    const act = cluster ? () => go(Number(cluster[1]) * clusterSize, clusterSize) : () => go(Number(part), 8);
-    return button(part, act, "link");
+    const [at, length] = cluster ? [Number(cluster[1]) * clusterSize, clusterSize] : [Number(part), 8];
+    return at < size ? button(part, () => go(at, length), "link") : part;
   });
 }

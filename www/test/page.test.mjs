@@ -280,6 +280,26 @@ test("an encrypted image is described in words", async () => {
   await page.close();
 });
 
+test("clusters that were cut off are told from those that are there", async () => {
+  const page = await fresh();
+  const bytes = readFileSync(join(DIST, "sample.qcow2"));
+  const table = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(40))) & 0xfffffffffffe00n);
+  for (let entry = 0; entry < 16; entry++) bytes.writeBigUInt64BE((1n << 63n) | (0x7000000000n + BigInt(entry) * 4096n), table + entry * 8);
+  await page.setInputFiles("#files", { name: "cut.qcow2", mimeType: "application/octet-stream", buffer: bytes });
+  await opened(page);
+  await checked(page);
+  assert.match(await page.textContent("#verdict"), /^\d+ corruptions$/);
+  assert.match(await page.textContent(".extent"), /At 0x7000000000 in cut\.qcow2, which ends before that/);
+  assert.match(await page.textContent("#findings"), /offset 0x7000000000 size 0x1000/);
+  const places = await page.locator("#findings button").allTextContents();
+  assert.deepEqual(places.filter((place) => /^0x(7|1000$)/.test(place)), []);
+  await page.press("#verdict", "Enter");
+  assert.equal(await page.evaluate(() => document.activeElement.id), "check-title");
+  await shoot(page, "cut.png");
+  await assertAccessible(page);
+  await page.close();
+});
+
 test("dropped files are opened", async () => {
   const page = await fresh();
   const bytes = [...readFileSync(path("large.qcow2")).subarray(0, 400_000)];
