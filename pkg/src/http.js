@@ -7,7 +7,7 @@ import { SourceError, UnsupportedError, checkedNumber } from "./errors.js";
 export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers = {} } = {}) {
   const name = String(url);
   const life = new AbortController();
-  const problem = (Kind, kind, message, offset = null, cause) => new Kind({ kind, message, path: name, offset }, { cause });
+  const problem = (Kind, kind, message, offset = null, cause) => new Kind({ kind, message, path: name, offset, operation: "fetch" }, { cause });
 
   /** Asks for bytes; the answer is about them. Of an empty file there are none (416). */
   async function request(offset, length, signal, mayBeEmpty = false) {

@@ -30,8 +30,13 @@ const ADVICE: Record<string, string> = {
   "over-budget": "The image asks for more than a sound one needs. If you trust it, use the diskette command line.",
   "not-found": "There is nothing at this place. Check the name or address.",
   "permission-denied": "Reading it is not permitted. Check the rights of the file, or whether the server asks for a login.",
-  io: "Is the file still there and unchanged? A server must answer range requests and allow this page to read (CORS); else download the file and choose it here.",
+  io: "Is the file still there and unchanged?",
 };
+
+const SERVER_ADVICE = "A server must answer range requests and allow this page to read (CORS). Else download the file and choose it here.";
+
+/** Answers of a server that are about the file and not about how it serves. */
+const SAID = new Set(["not-found", "permission-denied"]);
 
 /** Failures after which the file itself can still be read. */
 const READABLE = new Set(["invalid", "corrupt", "unsupported", "too-large", "over-budget"]);
@@ -46,11 +51,13 @@ function say(text: string): void {
 }
 
 function complain(error: unknown, opening?: Opening): void {
-  const { message, kind = "", offset = null } = error as Partial<InspectorError> & { message: string };
+  const { message, kind = "", offset = null, operation = null } = error as Partial<InspectorError> & { message: string };
   status.className = "failed";
-  const parts: HTMLElement[] = [element("p", {}, element("strong", { text: "It could not be opened. " }), message)];
-  if (ADVICE[kind]) parts.push(element("p", { text: ADVICE[kind] }));
-  if (opening && READABLE.has(kind)) {
+  const parts: HTMLElement[] = [element("p", {}, element("strong", { text: "It could not be opened: " }), message)];
+  const server = operation === "fetch" && !SAID.has(kind);
+  const advice = server ? SERVER_ADVICE : ADVICE[kind];
+  if (advice) parts.push(element("p", { text: advice }));
+  if (opening && !server && READABLE.has(kind)) {
     const look = async (): Promise<void> => {
       await inspect({ ...opening, format: "raw" });
       if (offset !== null) reveal(() => hexView.show(0, offset, { offset, length: 4 }));
@@ -218,7 +225,7 @@ $("url-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const url = $<HTMLInputElement>("url").value.trim();
   if (/^https?:\/\/./.test(url)) void inspect({ op: "open-url", url, follow: false });
-  else complain({ message: "The address has to begin with http:// or https://.", kind: "" });
+  else complain({ message: "the address has to begin with http:// or https://.", kind: "" });
 });
 $("sample").onclick = async () => {
   try {

@@ -35,6 +35,8 @@ export interface Failure {
   kind: string;
   /** Byte offset in the file. */
   offset: number | null;
+  /** What was being done: `fetch` where a server is to blame. */
+  operation: string | null;
 }
 
 export type Reply<A extends Ask> = A extends { op: "open" | "open-url" }

@@ -141,8 +141,8 @@ scope.onmessage = async ({ data }: MessageEvent<Envelope>) => {
   try {
     reply = { id, value: await answer(data.ask, (page) => scope.postMessage({ id, part: page } satisfies Answer, [page.columns.buffer])) };
   } catch (error) {
-    const { message = String(error), kind = "unknown", offset = null } = error as Partial<Failure>;
-    reply = { id, failure: { message, kind, offset } };
+    const { message = String(error), kind = "unknown", offset = null, operation = null } = error as Partial<Failure>;
+    reply = { id, failure: { message, kind, offset, operation } };
   }
   scope.postMessage(reply);
 };

@@ -29,7 +29,7 @@ before(async () => {
   server = createServer((request, response) => {
     requested.push(request.url);
     const name = request.url === "/" ? "index.html" : request.url.slice(1);
-    const file = name.startsWith("images/") ? path(name.slice(7)) : join(DIST, name);
+    const file = name === "norange.qcow2" ? path("top.qcow2") : name.startsWith("images/") ? path(name.slice(7)) : join(DIST, name);
     let length;
     try {
       length = statSync(file).size;
@@ -39,7 +39,7 @@ before(async () => {
     }
     const range = /bytes=(\d+)-(\d+)/.exec(request.headers.range ?? "");
     const headers = { "Content-Type": TYPES[extname(file)] ?? "application/octet-stream" };
-    if (!range) {
+    if (!range || name === "norange.qcow2") {
       response.writeHead(200, headers);
       return createReadStream(file).pipe(response);
     }
@@ -378,6 +378,11 @@ test("what is no image says so and what to do", async () => {
   await page.fill("#url", `${base}images/nothing.qcow2`);
   await page.press("#url", "Enter");
   await until(page, () => /answered 404/.test(document.querySelector("#status").textContent));
+  assert.match(await page.textContent("#status"), /nothing at this place/);
+  await page.fill("#url", `${base}norange.qcow2`);
+  await page.press("#url", "Enter");
+  await until(page, () => /opened: the server does not answer range requests.*download the file and choose it/s.test(document.querySelector("#status").textContent));
+  assert.equal(await page.locator("#status button").count(), 0, "there are no bytes to show");
   await page.setInputFiles("#files", { name: "empty", mimeType: "application/octet-stream", buffer: Buffer.alloc(0) });
   await opened(page);
   await page.close();
