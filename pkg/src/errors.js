@@ -72,6 +72,15 @@ export function shortRead(name, offset, expected, found) {
 export const isBytes = (value) => ArrayBuffer.isView(value) && value[Symbol.toStringTag] === "Uint8Array";
 export const isBuffer = (value) => value?.[Symbol.toStringTag] === "ArrayBuffer";
 
+/** What a thrown value says; anything may be thrown. */
+export function textOf(thrown) {
+  try {
+    return String(thrown?.message ?? thrown) || "it failed and did not say why";
+  } catch {
+    return "it failed with something that is no error";
+  }
+}
+
 /** The error for a source that answered with something else than bytes. */
 export function noBytes(name, offset, found) {
   const what = found?.constructor?.name ?? String(found);
@@ -85,6 +94,6 @@ export async function typed(work, path = null) {
   } catch (cause) {
     if (cause instanceof DisketteError || cause?.name === "AbortError") throw cause;
     const kind = { NotFoundError: "not-found", NotAllowedError: "permission-denied" }[cause?.name] ?? "io";
-    throw new SourceError({ kind, message: `could not be read: ${cause?.message ?? String(cause)}`, path }, { cause });
+    throw new SourceError({ kind, message: `could not be read: ${textOf(cause)}`, path }, { cause });
   }
 }

@@ -36,7 +36,7 @@ export class Image {
       await pump.run((session) => session.open(name, top.size, format, !onOpen), signal);
       return new Image(pump);
     } catch (error) {
-      await pump.close();
+      await pump.close().catch(() => {});
       throw error;
     }
   }

@@ -1,6 +1,6 @@
 // The host side of the core: takes every request that it has queued, answers them, and settles jobs.
 
-import { checkedNumber, closed, fromCore, isBuffer, isBytes, noBytes, shortRead } from "./errors.js";
+import { checkedNumber, closed, fromCore, isBuffer, isBytes, noBytes, shortRead, textOf } from "./errors.js";
 
 /** The file that the caller gave; files that it names get higher numbers. */
 const FIRST_FILE = 1;
@@ -68,7 +68,9 @@ export class Pump {
     }
     const sources = this.files;
     this.#sources.clear();
-    for (const source of sources) await source.close?.();
+    const outcomes = await Promise.allSettled(sources.map(async (source) => source.close?.()));
+    const failed = outcomes.find(({ status }) => status === "rejected");
+    if (failed) throw failed.reason;
   }
 
   /** Runs the core, issues every request it has queued before any is waited for, and settles the jobs that have ended. */
@@ -139,16 +141,16 @@ export class Pump {
       this.#complete(request, answer);
       return;
     }
-    answer.then(
+    const settled = Promise.resolve(answer).then(
       (value) => this.#complete(request, value),
       (error) => this.#fail(request, error),
     );
+    settled.catch((error) => this.#rejectAll(fromCore(error)));
   }
 
   #complete(request, value) {
     if (!this.#session) {
-      if (request.kind === "open") value.close?.();
-      return;
+      return request.kind === "open" ? value.close?.() : undefined;
     }
     if (request.kind === "open") {
       const file = FIRST_FILE + this.#sources.size;
@@ -167,7 +169,7 @@ export class Pump {
   #fail(request, error) {
     if (!this.#session) return;
     // The core puts the file's name in front, and where it was read behind.
-    const text = String(error?.message ?? error);
+    const text = textOf(error);
     const kind = typeof error?.kind === "string" ? error.kind : error?.name === "AbortError" ? "cancelled" : "io";
     this.#causes.push({ text, error });
     if (this.#causes.length > MAX_CAUSES) this.#causes.shift();

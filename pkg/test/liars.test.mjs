@@ -102,7 +102,7 @@ test("a source that answers with something else than bytes is an error, not zero
 });
 
 test("whatever a source throws ends in a typed error", async () => {
-  for (const thrown of [null, undefined, 5, "text", { message: 7, kind: 5 }, new DOMException("gone", "NotReadableError")]) {
+  for (const thrown of [null, undefined, 5, "text", { message: 7, kind: 5 }, new DOMException("gone", "NotReadableError"), new Error(""), Object.create(null)]) {
     for (const read of [() => { throw thrown; }, () => Promise.reject(thrown)]) {
       await assert.rejects(open(answering(read)), DisketteError);
       let broken = false;
@@ -117,6 +117,35 @@ test("whatever a source throws ends in a typed error", async () => {
   await assert.rejects(open({ getSize: gone, read: gone }), isSource(/the handle is closed/));
   const missing = async () => { throw new DOMException("no such entry", "NotFoundError"); };
   await assert.rejects(open({ getFile: missing }), (error) => error instanceof SourceError && error.kind === "not-found");
+});
+
+test("a failure that says nothing does not explain another", async () => {
+  let silent = true;
+  const image = await open(answering((offset, length) => {
+    if (offset >= 0x50000 && silent) throw new Error("");
+    return bytes.slice(offset, offset + length - Number(offset >= 0x50000));
+  }));
+  await assert.rejects(image.read(0, 512), (error) => error instanceof SourceError && error.cause?.message === "");
+  silent = false;
+  await assert.rejects(image.read(0, 512), (error) => isSource(/511 bytes where 512/)(error) && error.cause instanceof SourceError);
+  await image.close();
+});
+
+test("every source is closed, whatever closing one of them throws", async () => {
+  const closed = [];
+  qemuImg("create", "-q", "-f", "qcow2", "-b", "plain.qcow2", "-F", "qcow2", path("top.qcow2"));
+  const given = (name) => {
+    const bytes = new Uint8Array(readFileSync(path(name)));
+    const close = async () => {
+      closed.push(name);
+      throw new Error(`${name} does not close`);
+    };
+    return { name, size: bytes.length, read: (offset, length) => bytes.slice(offset, offset + length), close };
+  };
+  const image = await open(given("top.qcow2"), { onOpen: ({ name }) => given(name) });
+  await assert.rejects(image.close(), /top\.qcow2 does not close/);
+  assert.deepEqual(closed, ["top.qcow2", "plain.qcow2"]);
+  await assert.rejects(open(given("source.raw"), { format: "qcow2" }), DisketteError, "the error is that of opening");
 });
 
 test("a source may count its size in a bigint, and its name may be anything", async () => {
