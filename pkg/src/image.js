@@ -32,6 +32,9 @@ export class Image {
     const top = { ...source, name };
     const pump = new Pump(new Session(), top, openReference);
     try {
+      if (format !== undefined && !pump.call((session) => typeof format === "string" && session.knows(format))) {
+        throw new UnsupportedError({ kind: "unsupported", message: `the format '${String(format)}' is not known here`, path: name });
+      }
       top.size = checkedNumber(source.size, `the size of '${name}'`);
       await pump.run((session) => session.open(name, top.size, format, !onOpen), signal);
       return new Image(pump);

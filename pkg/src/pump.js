@@ -179,6 +179,9 @@ export class Pump {
 
   async #open(reference) {
     const { name, format, role, from } = reference;
+    if (format !== null && !this.#session.knows(format)) {
+      throw Object.assign(new Error(`'${name}' (${role}) has the format '${format}', which is not known here`), { kind: "unsupported" });
+    }
     const source = await this.#openReference({ name, format, role, from });
     if (!source) throw Object.assign(new Error(`'${name}' (${role}) was not opened: onOpen did not allow it`), { kind: "denied" });
     const size = checkedNumber(source.size, `the size of '${name}'`);
