@@ -67,3 +67,33 @@ export function shortRead(name, offset, expected, found) {
   const message = `${found} bytes where ${expected} were expected; did the file change?`;
   return new SourceError({ kind: "io", message, path: name, offset });
 }
+
+/** Whether a value is an array of bytes, of whatever realm. */
+export const isBytes = (value) => ArrayBuffer.isView(value) && value[Symbol.toStringTag] === "Uint8Array";
+export const isBuffer = (value) => value?.[Symbol.toStringTag] === "ArrayBuffer";
+
+/** What a thrown value says; anything may be thrown. */
+export function textOf(thrown) {
+  try {
+    return String(thrown?.message ?? thrown) || "it failed and did not say why";
+  } catch {
+    return "it failed with something that is no error";
+  }
+}
+
+/** The error for a source that answered with something else than bytes. */
+export function noBytes(name, offset, found) {
+  const what = found?.constructor?.name ?? String(found);
+  return new SourceError({ kind: "io", message: `a read answers with a Uint8Array, not with ${what}`, path: name, offset });
+}
+
+/** Runs what belongs to the caller or the browser; what it throws becomes typed, with what was thrown as the cause. */
+export async function typed(work, path = null) {
+  try {
+    return await work();
+  } catch (cause) {
+    if (cause instanceof DisketteError || cause?.name === "AbortError") throw cause;
+    const kind = { NotFoundError: "not-found", NotAllowedError: "permission-denied" }[cause?.name] ?? "io";
+    throw new SourceError({ kind, message: `could not be read: ${textOf(cause)}`, path }, { cause });
+  }
+}

@@ -1,25 +1,32 @@
 // An http(s) address, read by ranges.
 
 import { BLOCK_BYTES, cached } from "./cache.js";
-import { SourceError, UnsupportedError } from "./errors.js";
+import { SourceError, UnsupportedError, checkedNumber } from "./errors.js";
 
 /** Opens an address whose server answers range requests. */
 export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers = {} } = {}) {
   const name = String(url);
   const life = new AbortController();
-  const problem = (Kind, kind, message, offset = null, cause) => new Kind({ kind, message, path: name, offset }, { cause });
+  const problem = (Kind, kind, message, offset = null, cause) => new Kind({ kind, message, path: name, offset, operation: "fetch" }, { cause });
 
-  async function request(offset, length, signal) {
+  /** Asks for bytes; the answer is about them. Of an empty file there are none (416). */
+  async function request(offset, length, signal, mayBeEmpty = false) {
     let response;
     try {
       response = await fetch(name, { headers: { ...headers, Range: `bytes=${offset}-${offset + length - 1}` }, signal });
     } catch (cause) {
-      if (cause?.name === "AbortError") throw cause;
+      signal?.throwIfAborted();
       const reason = cause?.cause?.message ?? cause?.message ?? String(cause);
       const hint = "the server may be out of reach, or may not allow this page to read it (CORS)";
       throw problem(SourceError, "io", `could not be fetched (${reason}); ${hint}`, offset, cause);
     }
-    if (response.status === 206 || (offset === 0 && response.status === 416)) return response;
+    if (response.status === 416 && mayBeEmpty) return response;
+    if (response.status === 206) {
+      const { start = offset, range } = contentRange(response);
+      if (start === offset) return response;
+      await response.body?.cancel();
+      throw problem(SourceError, "io", `the server sent other bytes than those asked for (Content-Range: ${range})`, offset);
+    }
     await response.body?.cancel();
     if (response.status === 200) {
       const message = "the server does not answer range requests, so only a whole download would do: download the file and open it from disk";
@@ -29,13 +36,24 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
     throw problem(SourceError, kind, `the server answered ${response.status} ${response.statusText}`.trimEnd(), offset);
   }
 
-  async function body(response, offset) {
+  /** The bytes of an answer, and no more of them than were asked for. */
+  async function body(response, offset, length, signal) {
+    const bytes = new Uint8Array(length);
+    let filled = 0;
     try {
-      return new Uint8Array(await response.arrayBuffer());
+      for await (const part of chunks(response.body)) {
+        if (part.length > length - filled) {
+          throw problem(SourceError, "io", `the server sent more than the ${length} bytes asked for`, offset);
+        }
+        bytes.set(part, filled);
+        filled += part.length;
+      }
     } catch (cause) {
-      if (cause?.name === "AbortError") throw cause;
+      signal?.throwIfAborted();
+      if (cause instanceof SourceError) throw cause;
       throw problem(SourceError, "io", `the transfer broke off (${cause?.message ?? cause})`, offset, cause);
     }
+    return bytes.subarray(0, filled);
   }
 
   /** Which version of the file an answer is about, as far as the server tells. */
@@ -43,30 +61,48 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
 
   /** The whole size, from `Content-Range` or, where CORS hides that, from a HEAD request. */
   async function wholeSize(response) {
-    const range = response.headers.get("content-range");
-    let total = /\/(\d+)$/.exec(range ?? "")?.[1];
+    let { total, range } = contentRange(response);
     if (range === null) {
       const answer = await fetch(name, { method: "HEAD", headers, signal }).catch(() => null);
+      signal?.throwIfAborted();
       total = answer?.ok ? answer.headers.get("content-length") : null;
     }
-    const size = Number(total ?? NaN);
-    if (Number.isSafeInteger(size)) return size;
+    if (/^\d+$/.test(total)) return checkedNumber(BigInt(total), `the size of '${name}'`);
     throw problem(UnsupportedError, "unsupported", "the server does not tell the size of the file (Content-Range)");
   }
 
-  const first = await request(0, BLOCK_BYTES, signal);
+  const first = await request(0, BLOCK_BYTES, signal, true);
   const size = await wholeSize(first);
-  const head = first.status === 416 ? (await first.body?.cancel(), new Uint8Array()) : await body(first, 0);
+  const head = first.status === 416 ? (await first.body?.cancel(), new Uint8Array()) : await body(first, 0, BLOCK_BYTES, signal);
   const opened = version(first);
 
   async function read(offset, length) {
     const response = await request(offset, length, life.signal);
     const now = version(response);
-    if (opened !== null && now !== null && now !== opened) {
+    const { total } = contentRange(response);
+    if ((opened !== null && now !== null && now !== opened) || (total && total !== "*" && Number(total) !== size)) {
       await response.body?.cancel();
       throw problem(SourceError, "io", "the file changed on the server while it was read; open it again", offset);
     }
-    return body(response, offset);
+    return body(response, offset, length, life.signal);
   }
   return cached({ name, located: true, size, read, close: () => life.abort() }, head);
+}
+
+/** What an answer says it is about: `bytes START-END/TOTAL`, as far as CORS lets it be seen. */
+function contentRange(response) {
+  const range = response.headers.get("content-range");
+  const [, start, total] = /^bytes (?:(\d+)-\d+|\*)\/(\d+|\*)$/i.exec(range ?? "") ?? [];
+  return { range, start: start === undefined ? undefined : Number(start), total };
+}
+
+/** The parts of a stream as they come. Not every browser iterates over streams; one that is left early is cancelled. */
+async function* chunks(stream) {
+  if (!stream) return;
+  const reader = stream.getReader();
+  try {
+    for (let part = await reader.read(); !part.done; part = await reader.read()) yield part.value;
+  } finally {
+    reader.cancel().catch(() => {});
+  }
 }

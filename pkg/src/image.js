@@ -1,6 +1,6 @@
 // An open image: what the callers of this package hold.
 
-import { RangeTooLargeError, SourceError, checkedNumber, closed } from "./errors.js";
+import { RangeTooLargeError, SourceError, UnsupportedError, checkedNumber, closed, isBuffer, isBytes, noBytes, typed } from "./errors.js";
 import { Pump } from "./pump.js";
 
 /** Reads are cut at multiples of this, so that the core never holds more than a few pieces. */
@@ -29,13 +29,17 @@ export class Image {
       return answer === null || answer === undefined || answer === false ? undefined : toSource(answer);
     };
     const name = String(source.name);
-    const pump = new Pump(new Session(), source, openReference);
+    const top = { ...source, name };
+    const pump = new Pump(new Session(), top, openReference);
     try {
-      const size = checkedNumber(source.size, `the size of '${name}'`);
-      await pump.run((session) => session.open(name, size, format, !onOpen), signal);
+      if (format !== undefined && !pump.call((session) => typeof format === "string" && session.knows(format))) {
+        throw new UnsupportedError({ kind: "unsupported", message: `the format '${String(format)}' is not known here`, path: name });
+      }
+      top.size = checkedNumber(source.size, `the size of '${name}'`);
+      await pump.run((session) => session.open(name, top.size, format, !onOpen), signal);
       return new Image(pump);
     } catch (error) {
-      await pump.close();
+      await pump.close().catch(() => {});
       throw error;
     }
   }
@@ -88,7 +92,7 @@ export class Image {
   }
 
   async read(offset, length, { signal } = {}) {
-    const [at, end] = this.#range(offset, length, "read");
+    const [at, end] = this.#range(offset, checkedNumber(length, "length"), "read");
     let bytes;
     try {
       bytes = new Uint8Array(end - at);
@@ -100,16 +104,25 @@ export class Image {
   }
 
   async readInto(offset, into, { signal } = {}) {
+    if (!isBytes(into)) {
+      throw new UnsupportedError({ kind: "unsupported", message: "readInto fills a Uint8Array and nothing else", operation: "read" });
+    }
     const [at] = this.#range(offset, into.length, "read");
     return this.#fill(at, into, signal);
   }
 
   /** Bytes of a file itself, not of the disk in it. */
   async readFile(offset, length, { file = 0 } = {}) {
-    const source = this.#pump.files[file];
-    if (!source) throw closed();
+    const { files } = this.#pump;
+    if (files.length === 0) throw closed();
+    const source = files[file];
+    if (!source) throw new RangeTooLargeError({ kind: "too-large", message: `there is no file ${file}; ${files.length} are open` });
     const at = Math.min(checkedNumber(offset, "offset"), source.size);
-    return source.read(at, Math.min(checkedNumber(length, "length"), source.size - at));
+    const wanted = Math.min(checkedNumber(length, "length"), source.size - at);
+    const bytes = await typed(() => source.read(at, wanted), source.name);
+    if (isBytes(bytes)) return bytes;
+    if (isBuffer(bytes)) return new Uint8Array(bytes);
+    throw noBytes(source.name, at, bytes);
   }
 
   stream({ offset = 0, length, signal } = {}) {

@@ -210,7 +210,7 @@ export class DisketteError extends Error {
   readonly path: string | null;
   /** Byte offset in that file. */
   readonly offset: number | null;
-  /** What was being done, such as `read`. */
+  /** What was being done, such as `read`, or `fetch` where a server is to blame. */
   readonly operation: string | null;
 }
 /** The image contradicts itself or has a value that is not allowed. */

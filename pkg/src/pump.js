@@ -1,6 +1,6 @@
 // The host side of the core: takes every request that it has queued, answers them, and settles jobs.
 
-import { checkedNumber, closed, fromCore, shortRead } from "./errors.js";
+import { checkedNumber, closed, fromCore, isBuffer, isBytes, noBytes, shortRead, textOf } from "./errors.js";
 
 /** The file that the caller gave; files that it names get higher numbers. */
 const FIRST_FILE = 1;
@@ -68,7 +68,9 @@ export class Pump {
     }
     const sources = this.files;
     this.#sources.clear();
-    for (const source of sources) await source.close?.();
+    const outcomes = await Promise.allSettled(sources.map(async (source) => source.close?.()));
+    const failed = outcomes.find(({ status }) => status === "rejected");
+    if (failed) throw failed.reason;
   }
 
   /** Runs the core, issues every request it has queued before any is waited for, and settles the jobs that have ended. */
@@ -139,27 +141,26 @@ export class Pump {
       this.#complete(request, answer);
       return;
     }
-    answer.then(
+    const settled = Promise.resolve(answer).then(
       (value) => this.#complete(request, value),
       (error) => this.#fail(request, error),
     );
+    settled.catch((error) => this.#rejectAll(fromCore(error)));
   }
 
   #complete(request, value) {
     if (!this.#session) {
-      if (request.kind === "open") value.close?.();
-      return;
+      return request.kind === "open" ? value.close?.() : undefined;
     }
     if (request.kind === "open") {
       const file = FIRST_FILE + this.#sources.size;
       this.#sources.set(file, value);
       this.#session.completeOpen(request.id, file, value.name, value.size);
     } else {
-      const bytes = value instanceof ArrayBuffer ? new Uint8Array(value) : value;
-      if (bytes?.length !== request.length) {
-        const { name } = this.#sources.get(request.file);
-        return this.#fail(request, shortRead(name, request.at, request.length, bytes?.length ?? 0));
-      }
+      const { name } = this.#sources.get(request.file);
+      const bytes = isBuffer(value) ? new Uint8Array(value) : value;
+      if (!isBytes(bytes)) return this.#fail(request, noBytes(name, request.at, value));
+      if (bytes.length !== request.length) return this.#fail(request, shortRead(name, request.at, request.length, bytes.length));
       this.#session.completeRead(request.id, bytes);
     }
     this.#turn();
@@ -168,15 +169,19 @@ export class Pump {
   #fail(request, error) {
     if (!this.#session) return;
     // The core puts the file's name in front, and where it was read behind.
-    const text = error?.message ?? String(error);
+    const text = textOf(error);
+    const kind = typeof error?.kind === "string" ? error.kind : error?.name === "AbortError" ? "cancelled" : "io";
     this.#causes.push({ text, error });
     if (this.#causes.length > MAX_CAUSES) this.#causes.shift();
-    this.#session.fail(request.id, error?.kind ?? (error?.name === "AbortError" ? "cancelled" : "io"), text);
+    this.#session.fail(request.id, kind, text);
     this.#turn();
   }
 
   async #open(reference) {
     const { name, format, role, from } = reference;
+    if (format !== null && !this.#session.knows(format)) {
+      throw Object.assign(new Error(`'${name}' (${role}) has the format '${format}', which is not known here`), { kind: "unsupported" });
+    }
     const source = await this.#openReference({ name, format, role, from });
     if (!source) throw Object.assign(new Error(`'${name}' (${role}) was not opened: onOpen did not allow it`), { kind: "denied" });
     const size = checkedNumber(source.size, `the size of '${name}'`);

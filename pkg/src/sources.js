@@ -2,7 +2,7 @@
 // a promise for them, and may have `close()`. It is `located` if its name tells it from every other.
 
 import { cached } from "./cache.js";
-import { UnsupportedError } from "./errors.js";
+import { UnsupportedError, typed } from "./errors.js";
 import { fromUrl } from "./http.js";
 
 /** Bytes in memory. */
@@ -58,12 +58,12 @@ export async function toSource(input, options, openPath) {
   }
   if (typeof Blob !== "undefined" && input instanceof Blob) return fromBlob(input);
   if (input instanceof ArrayBuffer || ArrayBuffer.isView(input)) return fromBytes(input);
-  if (typeof input?.getSize === "function" && typeof input.read === "function") return fromSyncHandle(input);
-  if (typeof input?.getFile === "function") return fromBlob(await input.getFile());
-  if (typeof input?.stat === "function" && typeof input.read === "function") return fromFileHandle(input);
+  if (typeof input?.getSize === "function" && typeof input.read === "function") return typed(() => fromSyncHandle(input));
+  if (typeof input?.getFile === "function") return fromBlob(await typed(() => input.getFile()));
+  if (typeof input?.stat === "function" && typeof input.read === "function") return typed(() => fromFileHandle(input));
   if (typeof input?.read === "function" && input.size !== undefined) {
     const { name, size } = input;
-    return { name: name ?? "source", located: name !== undefined, size, read: input.read.bind(input), close: input.close?.bind(input) };
+    return { name: String(name ?? "source"), located: name !== undefined, size, read: input.read.bind(input), close: input.close?.bind(input) };
   }
   const message = "an image is opened from a File, Blob, Uint8Array, http(s) address, file handle, path or source";
   throw new UnsupportedError({ kind: "unsupported", message });

@@ -27,6 +27,11 @@ function openPath(path) {
 /** Opens an image. */
 export async function open(input, options = {}) {
   options.signal?.throwIfAborted();
-  const [source] = await Promise.all([toSource(input, options, openPath), load()]);
-  return Image.open(Session, source, options, (answer) => toSource(answer, options, openPath));
+  const [source, loaded] = await Promise.allSettled([toSource(input, options, openPath), load()]);
+  if (source.status === "rejected") throw source.reason;
+  if (loaded.status === "rejected") {
+    await source.value.close?.();
+    throw loaded.reason;
+  }
+  return Image.open(Session, source.value, options, (answer) => toSource(answer, options, openPath));
 }

@@ -56,6 +56,21 @@ test("an unknown incompatible feature is refused by its number", async () => {
   await assert.rejects(open(damaged(72, 8, 1n << 40n)), (error) => error instanceof UnsupportedError && /40/.test(error.message));
 });
 
+test("a format that is not known is refused as that, wherever it is named", async () => {
+  for (const format of ["vmdk", "", 5, {}, null]) {
+    await assert.rejects(open(good, { format }), (error) => error instanceof UnsupportedError && /format .* is not known here/.test(error.message), String(format));
+  }
+  qemuImg("create", "-q", "-f", "vmdk", path("base.vmdk"), "1M");
+  qemuImg("create", "-q", "-f", "qcow2", "-b", "base.vmdk", "-F", "vmdk", path("over-vmdk.qcow2"));
+  const opened = [];
+  const onOpen = ({ name }) => (opened.push(name), path(name));
+  await assert.rejects(open(path("over-vmdk.qcow2"), { onOpen }), (error) => error instanceof UnsupportedError && /base\.vmdk.*'vmdk'/.test(error.message));
+  assert.deepEqual(opened, [], "there is no use in opening it");
+  const image = await open(path("over-vmdk.qcow2"));
+  assert.equal(image.info().backingFile.format, "vmdk");
+  await image.close();
+});
+
 test("an encrypted image can be looked at and not read", async () => {
   const image = await open(damaged(32, 4, 1));
   assert.equal(image.info().encryption, "aes");

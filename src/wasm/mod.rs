@@ -17,7 +17,7 @@ use core::future::Future;
 use js_sys::{Array, Float64Array, Uint8Array};
 use wasm_bindgen::prelude::*;
 
-use crate::drivers::{Evidence, OpenOptions};
+use crate::drivers::{Drivers, Evidence, OpenOptions};
 use crate::engine::status::{Chain, Status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, Range, ReadFlags, Want, check_bounds};
@@ -69,6 +69,11 @@ impl Session {
     #[wasm_bindgen(constructor)]
     pub fn new() -> Session {
         Session { stepper: Stepper::new(), jobs: BTreeMap::new(), next_job: 0, opened: None }
+    }
+
+    /// Whether images of this format can be opened.
+    pub fn knows(&self, format: &str) -> bool {
+        Drivers::all().by_name(format).is_some()
     }
 
     /// Starts opening file 1. Files that the image names are asked for, unless `structure_only`.

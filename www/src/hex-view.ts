@@ -3,7 +3,8 @@
 import { button, element, hex, offset } from "./format";
 import type { Space } from "./protocol";
 
-const ROW_BYTES = 16;
+/** Narrow windows have room for half a row. */
+const NARROW = matchMedia("(max-width: 40rem)");
 /** Browsers limit how high an element may be, so a long file is scrolled by share rather than by pixel. */
 const MAX_SCROLL_PIXELS = 4_000_000;
 const PAGE_BYTES = 64 * 1024;
@@ -36,6 +37,7 @@ export class HexView extends HTMLElement {
   #spacer = element("div", { class: "spacer" });
   #rows = element("div", { class: "rows" });
   #about = element("p", { class: "caption" });
+  #rowBytes = 16;
   #turn = 0;
   /** The byte under the cursor has changed. */
   onmove: (space: Space, at: number) => void = () => {};
@@ -89,7 +91,7 @@ export class HexView extends HTMLElement {
     this.#mark = mark;
     this.#cursor = Math.max(0, Math.min(at, next.size - 1));
     this.#layout();
-    const row = Math.floor(this.#cursor / ROW_BYTES);
+    const row = Math.floor(this.#cursor / this.#rowBytes);
     if (row < this.#top || row >= this.#top + this.#visible() - 1) this.#scrollTo(row - 2);
     else this.#draw();
   }
@@ -103,7 +105,7 @@ export class HexView extends HTMLElement {
   }
 
   #totalRows(): number {
-    return Math.ceil(this.#space.size / ROW_BYTES);
+    return Math.ceil(this.#space.size / this.#rowBytes);
   }
 
   #lastTop(): number {
@@ -111,6 +113,9 @@ export class HexView extends HTMLElement {
   }
 
   #layout(): void {
+    const rowBytes = NARROW.matches ? 8 : 16;
+    this.#top = Math.floor((this.#top * this.#rowBytes) / rowBytes);
+    this.#rowBytes = rowBytes;
     const height = Math.min(this.#totalRows() * this.#rowHeight(), MAX_SCROLL_PIXELS);
     this.#spacer.style.height = `${Math.max(0, height - this.#scroller.clientHeight)}px`;
     this.#top = Math.min(this.#top, this.#lastTop());
@@ -146,10 +151,10 @@ export class HexView extends HTMLElement {
   }
 
   #key(event: KeyboardEvent): void {
-    const page = (this.#visible() - 1) * ROW_BYTES;
+    const page = (this.#visible() - 1) * this.#rowBytes;
     const moves: Record<string, number> = {
-      ArrowDown: ROW_BYTES,
-      ArrowUp: -ROW_BYTES,
+      ArrowDown: this.#rowBytes,
+      ArrowUp: -this.#rowBytes,
       ArrowRight: 1,
       ArrowLeft: -1,
       PageDown: page,
@@ -165,7 +170,7 @@ export class HexView extends HTMLElement {
 
   #moveTo(at: number): void {
     this.#cursor = Math.max(0, Math.min(at, this.#space.size - 1));
-    const row = Math.floor(this.#cursor / ROW_BYTES);
+    const row = Math.floor(this.#cursor / this.#rowBytes);
     if (row < this.#top) this.#scrollTo(row);
     else if (row > this.#top + this.#visible() - 1) this.#scrollTo(row - this.#visible() + 1);
     else this.#draw();
@@ -181,7 +186,7 @@ export class HexView extends HTMLElement {
     }
     this.#position.setCustomValidity("");
     this.#moveTo(at);
-    this.#scrollTo(Math.floor(at / ROW_BYTES) - 2);
+    this.#scrollTo(Math.floor(at / this.#rowBytes) - 2);
   }
 
   /** A page of bytes, or a promise for it. */
@@ -207,8 +212,8 @@ export class HexView extends HTMLElement {
 
   #draw(): void {
     const turn = ++this.#turn;
-    const start = this.#top * ROW_BYTES;
-    const end = Math.min(this.#space.size, start + (this.#visible() + 1) * ROW_BYTES);
+    const start = this.#top * this.#rowBytes;
+    const end = Math.min(this.#space.size, start + (this.#visible() + 1) * this.#rowBytes);
     const needed: (Uint8Array | Promise<Uint8Array>)[] = [];
     const first = Math.floor(start / PAGE_BYTES);
     for (let number = first; number * PAGE_BYTES < end; number++) needed.push(this.#page(number));
@@ -226,10 +231,10 @@ export class HexView extends HTMLElement {
     const digits = Math.max(8, hex(this.#space.size).length);
     const mark = this.#mark;
     const rows: HTMLElement[] = [];
-    for (let row = start; row < end; row += ROW_BYTES) {
+    for (let row = start; row < end; row += this.#rowBytes) {
       const bytes = element("span", { class: "bytes" });
       const text = element("span", { class: "text" });
-      for (let at = row; at < row + ROW_BYTES; at++) {
+      for (let at = row; at < row + this.#rowBytes; at++) {
         const byte = at < end ? byteAt(at) : undefined;
         const shown = element("span", { text: byte === undefined ? "  " : hex(byte, 2) });
         const printable = byte !== undefined && byte >= 32 && byte < 127;

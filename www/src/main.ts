@@ -30,8 +30,13 @@ const ADVICE: Record<string, string> = {
   "over-budget": "The image asks for more than a sound one needs. If you trust it, use the diskette command line.",
   "not-found": "There is nothing at this place. Check the name or address.",
   "permission-denied": "Reading it is not permitted. Check the rights of the file, or whether the server asks for a login.",
-  io: "Is the file still there and unchanged? A server must answer range requests and allow this page to read (CORS); else download the file and choose it here.",
+  io: "Is the file still there and unchanged?",
 };
+
+const SERVER_ADVICE = "A server must answer range requests and allow this page to read (CORS). Else download the file and choose it here.";
+
+/** Answers of a server that are about the file and not about how it serves. */
+const SAID = new Set(["not-found", "permission-denied"]);
 
 /** Failures after which the file itself can still be read. */
 const READABLE = new Set(["invalid", "corrupt", "unsupported", "too-large", "over-budget"]);
@@ -46,11 +51,13 @@ function say(text: string): void {
 }
 
 function complain(error: unknown, opening?: Opening): void {
-  const { message, kind = "", offset = null } = error as Partial<InspectorError> & { message: string };
+  const { message, kind = "", offset = null, operation = null } = error as Partial<InspectorError> & { message: string };
   status.className = "failed";
-  const parts: HTMLElement[] = [element("p", {}, element("strong", { text: "It could not be opened. " }), message)];
-  if (ADVICE[kind]) parts.push(element("p", { text: ADVICE[kind] }));
-  if (opening && READABLE.has(kind)) {
+  const parts: HTMLElement[] = [element("p", {}, element("strong", { text: "It could not be opened: " }), message)];
+  const server = operation === "fetch" && !SAID.has(kind);
+  const advice = server ? SERVER_ADVICE : ADVICE[kind];
+  if (advice) parts.push(element("p", { text: advice }));
+  if (opening && !server && READABLE.has(kind)) {
     const look = async (): Promise<void> => {
       await inspect({ ...opening, format: "raw" });
       if (offset !== null) reveal(() => hexView.show(0, offset, { offset, length: 4 }));
@@ -90,9 +97,9 @@ function show(opened: Opened): void {
   showWarnings(opened, giveMissing);
   const spaces = files.map(({ name, size: bytes }, index) => {
     const shown = name.split(/[/\\]/).at(-1) || "file";
-    return { space: index, label: `File ${shown} (${size(bytes)})`, size: bytes };
+    return { space: index, label: shown, size: bytes };
   });
-  const disk = { space: "disk" as const, label: `Disk (${size(info.virtualSize)})`, size: info.virtualSize };
+  const disk = { space: "disk" as const, label: `Disk of ${size(info.virtualSize)}`, size: info.virtualSize };
   hexView.setup([...spaces, disk], (space, offset, length) => ask({ op: "read", space, offset, length }));
   choose(0);
 }
@@ -158,6 +165,7 @@ hexView.onmove = (space, at) => {
 
 async function showMap(turn: number, { info, missing }: Opened): Promise<void> {
   const backing = missing.find(({ role }) => role === "backing");
+  mapView.sizeOf = (name) => current?.opened.files.find((file) => file.name === name)?.size;
   mapView.reset(info.virtualSize, backing && `nothing is stored here; the bytes are those of ${backing.name}, which is not open`);
   try {
     const { complete } = await ask({ op: "map" }, (page) => {
@@ -172,11 +180,12 @@ async function showMap(turn: number, { info, missing }: Opened): Promise<void> {
 }
 
 async function showReport(turn: number): Promise<void> {
-  showCheck(undefined, 1, () => {});
+  showCheck(undefined, { size: 0, clusterSize: 1 }, () => {});
   const report = await ask({ op: "check" }).catch((error: Error) => error);
-  const cluster = current?.opened.info.clusterSize ?? 1;
+  const { info, files } = current?.opened ?? {};
+  const file = { size: files?.[0]?.size ?? 0, clusterSize: info?.clusterSize ?? 1 };
   const go = (offset: number, length: number): void => reveal(() => hexView.show(0, offset, { offset, length }));
-  if (turn === generation) showCheck(report, cluster, go);
+  if (turn === generation) showCheck(report, file, go);
 }
 
 /** Shows bytes and brings them into sight. */
@@ -216,7 +225,7 @@ $("url-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const url = $<HTMLInputElement>("url").value.trim();
   if (/^https?:\/\/./.test(url)) void inspect({ op: "open-url", url, follow: false });
-  else complain({ message: "The address has to begin with http:// or https://.", kind: "" });
+  else complain({ message: "the address has to begin with http:// or https://.", kind: "" });
 });
 $("sample").onclick = async () => {
   try {

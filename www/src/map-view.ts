@@ -23,6 +23,8 @@ export class MapView extends HTMLElement {
   #caption = element("p", { class: "caption extent" });
   #legend = element("ul", { class: "legend" });
   #drawing = 0;
+  /** Size of an open file. */
+  sizeOf: (file: string) => number | undefined = () => undefined;
   onpick: (extent: Extent, guest: number) => void = () => {};
 
   connectedCallback(): void {
@@ -102,6 +104,8 @@ export class MapView extends HTMLElement {
       }
       this.#tell(this.#guestOf(this.#cellAt(event)));
     };
+    // The finger scrolls the page instead.
+    grid.onpointercancel = () => (drag = undefined);
     grid.onpointerup = (event) => {
       const clicked = drag && !drag.moved;
       drag = undefined;
@@ -113,6 +117,8 @@ export class MapView extends HTMLElement {
     grid.addEventListener(
       "wheel",
       (event) => {
+        // A wheel that only passes by scrolls the page.
+        if (!event.ctrlKey && !event.metaKey && document.activeElement !== grid) return;
         event.preventDefault();
         this.#zoom(event.deltaY < 0 ? 0.5 : 2, this.#guestOf(this.#cellAt(event)));
       },
@@ -224,7 +230,9 @@ export class MapView extends HTMLElement {
     const extent = this.#model.extentAt(guest);
     if (!extent) return;
     const place = `${offset(extent.start)} to ${offset(extent.start + extent.length - 1)}, ${size(extent.length)}`;
-    const stored = extent.offset === null ? "" : ` At ${offset(extent.offset)} in ${extent.file?.split(/[/\\]/).at(-1) ?? "the file"}.`;
+    const lost = extent.offset !== null && extent.offset >= (this.sizeOf(extent.file ?? "") ?? Infinity);
+    const file = extent.file?.split(/[/\\]/).at(-1) ?? "the file";
+    const stored = extent.offset === null ? "" : ` At ${offset(extent.offset)} in ${file}${lost ? ", which ends before that" : ""}.`;
     const depth = extent.depth > 0 && extent.kind === "backing" ? ` Image ${extent.depth} down the chain.` : "";
     this.#say(`${place}: ${extent.kind}, ${this.#meaning[extent.kind]}.${stored}${depth}`);
   }

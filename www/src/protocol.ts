@@ -18,6 +18,8 @@ export type Space = "disk" | number;
 export interface Missing {
   name: string;
   role: string;
+  /** It was given, but is of no use without another one that was not. */
+  given: boolean;
 }
 
 export interface Opened {
@@ -33,6 +35,8 @@ export interface Failure {
   kind: string;
   /** Byte offset in the file. */
   offset: number | null;
+  /** What was being done: `fetch` where a server is to blame. */
+  operation: string | null;
 }
 
 export type Reply<A extends Ask> = A extends { op: "open" | "open-url" }

@@ -7,10 +7,12 @@ import type { Answer, Ask, Envelope, Failure, Reply } from "./protocol";
 export class InspectorError extends Error {
   readonly kind: string;
   readonly offset: number | null;
-  constructor({ message, kind, offset }: Failure) {
+  readonly operation: string | null;
+  constructor({ message, kind, offset, operation }: Failure) {
     super(message);
     this.kind = kind;
     this.offset = offset;
+    this.operation = operation;
   }
 }
 

@@ -24,11 +24,26 @@ export function showFacts(layer: LayerInfo, fileSize: number | undefined): void 
   if (layer.encryption) facts.push(fact("Encryption", layer.encryption));
   if (layer.backingFile) facts.push(fact("Backing file", named(layer.backingFile)));
   if (layer.dataFile) facts.push(fact("Data file", named(layer.dataFile)));
+  const nested: HTMLElement[] = [];
   for (const [name, value] of Object.entries(layer.properties)) {
     // The bitmaps have a list of their own.
-    if (name !== "bitmaps") facts.push(fact(name.replaceAll("-", " "), text(value)));
+    if (name === "bitmaps") continue;
+    if (typeof value === "object") nested.push(element("details", {}, element("summary", { text: name === "encrypt" ? "encryption in detail" : label(name) }), element("dl", {}, ...parts(value))));
+    else facts.push(fact(label(name), text(value)));
   }
   $("facts").replaceChildren(...facts);
+  $("nested").replaceChildren(...nested);
+}
+
+function label(name: string): string {
+  return name.replaceAll("-", " ").replace(/\bl2\b/, "L2").replace(/\buuid\b/, "UUID");
+}
+
+/** What is in a property that has parts: a fact for each, and for each element of a list in it. */
+function parts(value: Property[] | { [name: string]: Property }): HTMLElement[] {
+  return Object.entries(value).flatMap(([name, part]) =>
+    Array.isArray(part) ? part.map((element, index) => fact(`${label(name)} ${index}`, text(element))) : [fact(label(name), text(part))],
+  );
 }
 
 function named({ name, format }: { name: string; format: string | null }): string {
@@ -37,7 +52,9 @@ function named({ name, format }: { name: string; format: string | null }): strin
 
 function text(value: Property): string {
   if (typeof value === "boolean") return value ? "yes" : "no";
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  if (Array.isArray(value)) return value.map(text).join(", ");
+  if (typeof value === "object") return Object.entries(value).map(([name, part]) => `${label(name)} ${text(part)}`).join(", ");
+  return String(value);
 }
 
 function warning(title: string, advice: string, ...acts: HTMLElement[]): HTMLElement {
@@ -47,10 +64,13 @@ function warning(title: string, advice: string, ...acts: HTMLElement[]): HTMLEle
 /** What needs attention, and what to do about it. */
 export function showWarnings({ info, missing }: Opened, give: (missing: Missing[]) => HTMLElement): void {
   const warnings: HTMLElement[] = [];
-  if (missing.length > 0) {
-    const names = missing.map(({ name, role }) => `${name} (${role === "backing" ? "backing file" : "data file"})`).join(", ");
-    const advice = "The structure is shown; bytes that are in it are not. Nothing that an image names is opened unless you give it.";
-    warnings.push(warning(`${names} is not open.`, advice, give(missing)));
+  const absent = missing.filter(({ given }) => !given);
+  if (absent.length > 0) {
+    const names = absent.map(({ name, role }) => `${name} (${role === "backing" ? "backing file" : "data file"})`).join(", ");
+    const useless = missing.filter(({ given }) => given).map(({ name }) => name);
+    const given = useless.length > 0 ? ` Without it ${useless.join(", ")} cannot be opened either.` : "";
+    const advice = `The structure is shown; bytes that are in it are not.${given} Nothing that an image names is opened unless you give it.`;
+    warnings.push(warning(`${names} is not open.`, advice, give(absent)));
   }
   for (const layer of info.chain) {
     const name = info.chain.length > 1 ? `${layer.filename}: ` : "";
@@ -80,7 +100,9 @@ export function showChain({ info, missing }: Opened, chosen: number, choose: (in
     if (index === chosen) pick.setAttribute("aria-current", "true");
     return element("li", {}, pick, ` ${layer.format}, ${size(layer.virtualSize)}`);
   });
-  for (const { name } of missing) items.push(element("li", { class: "missing", text: `${name} — not opened` }));
+  for (const { name, given } of missing) {
+    items.push(element("li", { class: "missing", text: `${name} — ${given ? "given, but not opened without the next" : "not opened"}` }));
+  }
   $("chain").replaceChildren(...items);
 }
 
@@ -109,20 +131,35 @@ export function showLists(layer: LayerInfo): void {
 
 type Go = (offset: number, length: number) => void;
 
+/** The outcome in a word or two, beside the name of the image. */
+function showVerdict(text: string, style: string): void {
+  const verdict = $("verdict");
+  [verdict.textContent, verdict.className, verdict.hidden] = [text, `badge ${style}`, text === ""];
+}
+
+/** The file that findings are about. */
+interface Checked {
+  size: number;
+  clusterSize: number;
+}
+
 /** The outcome of the check; places in a finding lead to their bytes. */
-export function showCheck(report: CheckReport | Error | undefined, clusterSize: number, go: Go): void {
+export function showCheck(report: CheckReport | Error | undefined, file: Checked, go: Go): void {
   const summary = $("check-summary");
   const advice = $("check-advice");
   const findings = $("findings");
   findings.replaceChildren();
+  findings.removeAttribute("tabindex");
   [summary.className, advice.textContent] = ["", ""];
   if (report === undefined) {
     summary.textContent = "Checking the metadata…";
+    showVerdict("checking…", "");
     return;
   }
   if (report instanceof Error) {
     const unsupported = (report as { kind?: string }).kind === "unsupported";
     summary.textContent = unsupported ? "This format has no metadata to check." : report.message;
+    showVerdict(unsupported ? "" : "could not be checked", "bad");
     return;
   }
   const { corruptions, leaks, checkErrors, totalClusters, allocatedClusters, fragmentedClusters, compressedClusters } = report;
@@ -133,23 +170,26 @@ export function showCheck(report: CheckReport | Error | undefined, clusterSize: 
     [checkErrors, count(checkErrors, "place that could not be checked", "places that could not be checked")] as const,
   ].filter(([number]) => number > 0);
   summary.className = problems.length === 0 ? "good" : corruptions > 0 ? "bad" : "";
+  showVerdict(problems[0]?.[1] ?? "no errors", problems.length === 0 ? "good" : corruptions > 0 ? "bad" : "warn");
   summary.textContent =
     problems.length === 0
       ? `No errors. ${count(allocatedClusters, "cluster is", "clusters are")} allocated of ${totalClusters.toLocaleString("en")}, ${fragmentedClusters} fragmented, ${compressedClusters} compressed.`
       : `${problems.map(([, text]) => text).join(", ")}.`;
   if (corruptions > 0) advice.textContent = "Data may be lost or mixed up. Copy the file first; then qemu-img check -r all may repair the copy.";
   else if (leaks > 0) advice.textContent = "Leaks waste space and do no other harm. qemu-img check -r leaks gives the space back.";
-  findings.replaceChildren(...report.findings.slice(0, MAX_FINDINGS).map((finding) => element("li", {}, ...linked(finding.text, clusterSize, go))));
+  findings.replaceChildren(...report.findings.slice(0, MAX_FINDINGS).map((finding) => element("li", {}, ...linked(finding.text, file, go))));
+  // The list scrolls, and may have nothing in it that takes the focus.
+  if (report.findings.length > 0) findings.tabIndex = 0;
   const rest = corruptions + leaks + checkErrors - Math.min(MAX_FINDINGS, report.findings.length);
   if (rest > 0) findings.append(element("li", { class: "quiet", text: `and ${rest.toLocaleString("en")} more` }));
 }
 
-/** A text in which offsets and clusters are buttons. */
-function linked(text: string, clusterSize: number, go: Go): (Node | string)[] {
-  return text.split(/(\b0x[0-9a-f]+\b|\bcluster \d+\b)/i).map((part, index) => {
+/** A text in which offsets and clusters that are in the file are buttons. */
+function linked(text: string, { size, clusterSize }: Checked, go: Go): (Node | string)[] {
+  return text.split(/((?<!size )\b0x[0-9a-f]+\b|\bcluster \d+\b)/i).map((part, index) => {
     if (index % 2 === 0) return part;
     const cluster = /^cluster (\d+)$/i.exec(part);
-    const act = cluster ? () => go(Number(cluster[1]) * clusterSize, clusterSize) : () => go(Number(part), 8);
-    return button(part, act, "link");
+    const [at, length] = cluster ? [Number(cluster[1]) * clusterSize, clusterSize] : [Number(part), 8];
+    return at < size ? button(part, () => go(at, length), "link") : part;
   });
 }

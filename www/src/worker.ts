@@ -24,8 +24,8 @@ async function referencesOf(input: File | string): Promise<Missing[]> {
   const { backingFile, dataFile } = probe.info();
   await probe.close();
   const named: Missing[] = [];
-  if (backingFile) named.push({ name: backingFile.name, role: "backing" });
-  if (dataFile) named.push({ name: dataFile.name, role: "data-file" });
+  if (backingFile) named.push({ name: backingFile.name, role: "backing", given: false });
+  if (dataFile) named.push({ name: dataFile.name, role: "data-file", given: false });
   return named;
 }
 
@@ -51,18 +51,19 @@ type Find = (reference: Reference) => File | string | null;
 
 /** Opens an image with what `find` has of the files that it names; without them its structure can still be shown. */
 async function openWith(input: File | string, named: Missing[], find: Find, { name, format, signal }: Wish): Promise<Opened> {
-  const missing: Missing[] = [];
+  let asked: Missing[] = [];
   const onOpen = (reference: Reference): File | string | null => {
     const found = find(reference);
-    if (!found) missing.push({ name: reference.name, role: reference.role });
+    asked.push({ name: reference.name, role: reference.role, given: found !== null });
     return found;
   };
   let made: Image | undefined;
   if (named.length > 0) {
     try {
       made = await open(input, { onOpen, signal });
+      asked = [];
     } catch (error) {
-      if (missing.length === 0) throw error;
+      if (asked.every(({ given }) => given)) throw error;
     }
   }
   made ??= await open(input, format === undefined ? { signal } : { format, signal });
@@ -71,7 +72,7 @@ async function openWith(input: File | string, named: Missing[], find: Find, { na
     signal.throwIfAborted();
   }
   image = made;
-  return { name, info: made.info(), files: made.files, missing };
+  return { name, info: made.info(), files: made.files, missing: asked };
 }
 
 /** Leaves the image that is open, and any that is being opened. */
@@ -140,8 +141,8 @@ scope.onmessage = async ({ data }: MessageEvent<Envelope>) => {
   try {
     reply = { id, value: await answer(data.ask, (page) => scope.postMessage({ id, part: page } satisfies Answer, [page.columns.buffer])) };
   } catch (error) {
-    const { message = String(error), kind = "unknown", offset = null } = error as Partial<Failure>;
-    reply = { id, failure: { message, kind, offset } };
+    const { message = String(error), kind = "unknown", offset = null, operation = null } = error as Partial<Failure>;
+    reply = { id, failure: { message, kind, offset, operation } };
   }
   scope.postMessage(reply);
 };

@@ -29,7 +29,7 @@ before(async () => {
   server = createServer((request, response) => {
     requested.push(request.url);
     const name = request.url === "/" ? "index.html" : request.url.slice(1);
-    const file = name.startsWith("images/") ? path(name.slice(7)) : join(DIST, name);
+    const file = name === "norange.qcow2" ? path("top.qcow2") : name.startsWith("images/") ? path(name.slice(7)) : join(DIST, name);
     let length;
     try {
       length = statSync(file).size;
@@ -39,7 +39,7 @@ before(async () => {
     }
     const range = /bytes=(\d+)-(\d+)/.exec(request.headers.range ?? "");
     const headers = { "Content-Type": TYPES[extname(file)] ?? "application/octet-stream" };
-    if (!range) {
+    if (!range || name === "norange.qcow2") {
       response.writeHead(200, headers);
       return createReadStream(file).pipe(response);
     }
@@ -53,6 +53,7 @@ before(async () => {
   execFileSync("qemu-io", ["-c", "write -P 65 50G 1M", path("large.qcow2")]);
   execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "large.qcow2", "-F", "qcow2", path("top.qcow2")]);
   execFileSync("qemu-io", ["-c", "write -P 66 1G 1M", path("top.qcow2")]);
+  execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "top.qcow2", "-F", "qcow2", path("tip.qcow2")]);
   proxy = createServer((request, response) => (outside.push(request.url), response.writeHead(502).end()));
   proxy.on("connect", (request, socket) => (outside.push(request.url), socket.destroy()));
   await new Promise((resolve) => proxy.listen(0, "127.0.0.1", resolve));
@@ -142,6 +143,11 @@ test("a narrow window scrolls in one direction only", async () => {
   await until(page, () => document.querySelector("map-view .grid").clientWidth < 390);
   await shoot(page, "narrow.png");
   assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
+  await until(page, () => document.querySelector("hex-view .row .bytes").childElementCount === 8);
+  assert.ok(await page.evaluate(() => document.querySelector("hex-view .scroller").scrollWidth <= document.querySelector("hex-view .scroller").clientWidth));
+  await page.focus("hex-view .scroller");
+  await page.keyboard.press("ArrowDown");
+  assert.equal(await page.inputValue("hex-view input"), "0x8");
   await page.close();
 });
 
@@ -184,6 +190,12 @@ test("the map works with the pointer", async () => {
   const grid = page.locator("map-view .grid");
   await grid.hover({ position: { x: 3, y: 3 } });
   await until(page, () => /^0x0 to 0xffff, 64 KiB: data/.test(document.querySelector(".extent").textContent));
+  // A wheel that passes by scrolls the page.
+  await page.mouse.wheel(0, 60);
+  await until(page, () => scrollY > 0);
+  assert.match(await page.textContent("map-view .caption"), /whole disk/);
+  await page.focus("map-view .grid");
+  await grid.hover({ position: { x: 3, y: 3 } });
   await page.mouse.wheel(0, -100);
   await until(page, () => /32 MiB from 0x0/.test(document.querySelector("map-view .caption").textContent));
   await page.getByRole("button", { name: "Whole disk" }).click();
@@ -238,6 +250,53 @@ test("files that an image names are asked for by name, and opened when they are 
   await page.setInputFiles("#files", [path("large.qcow2"), path("top.qcow2")]);
   await until(page, whole);
   assert.equal(await page.textContent("#title"), "top.qcow2");
+  await page.close();
+});
+
+test("an image that is of no use without another is not passed over", async () => {
+  const page = await fresh();
+  await page.setInputFiles("#files", [path("tip.qcow2"), path("top.qcow2")]);
+  await opened(page);
+  assert.equal(await page.textContent("#title"), "tip.qcow2");
+  assert.match(await page.textContent("#warnings"), /^large\.qcow2 \(backing file\) is not open.*Without it top\.qcow2 cannot be opened either/s);
+  assert.match(await page.textContent("#chain"), /tip\.qcow2.*top\.qcow2 — given, but not opened.*large\.qcow2 — not opened/s);
+  await page.setInputFiles("#warnings input", path("large.qcow2"));
+  await until(page, () => document.querySelectorAll("#chain button").length === 3 && !document.querySelector("#chain .missing"));
+  await page.close();
+});
+
+test("an encrypted image is described in words", async () => {
+  const page = await fresh();
+  execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path("luks.qcow2"), "1M"]);
+  await page.setInputFiles("#files", path("luks.qcow2"));
+  await opened(page);
+  await checked(page);
+  assert.match(await page.textContent("#warnings"), /Encrypted \(luks\)/);
+  await page.locator("#nested summary").press("Enter");
+  assert.match(await page.locator("#nested details[open]").innerText(), /cipher alg\s+aes-256.*slots 0\s+active yes/is);
+  assert.doesNotMatch(await page.textContent("#summary"), /[{}[\]]/);
+  await shoot(page, "encrypted.png");
+  await assertAccessible(page);
+  await page.close();
+});
+
+test("clusters that were cut off are told from those that are there", async () => {
+  const page = await fresh();
+  const bytes = readFileSync(join(DIST, "sample.qcow2"));
+  const table = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(40))) & 0xfffffffffffe00n);
+  for (let entry = 0; entry < 16; entry++) bytes.writeBigUInt64BE((1n << 63n) | (0x7000000000n + BigInt(entry) * 4096n), table + entry * 8);
+  await page.setInputFiles("#files", { name: "cut.qcow2", mimeType: "application/octet-stream", buffer: bytes });
+  await opened(page);
+  await checked(page);
+  assert.match(await page.textContent("#verdict"), /^\d+ corruptions$/);
+  assert.match(await page.textContent(".extent"), /At 0x7000000000 in cut\.qcow2, which ends before that/);
+  assert.match(await page.textContent("#findings"), /offset 0x7000000000 size 0x1000/);
+  const places = await page.locator("#findings button").allTextContents();
+  assert.deepEqual(places.filter((place) => /^0x(7|1000$)/.test(place)), []);
+  await page.press("#verdict", "Enter");
+  assert.equal(await page.evaluate(() => document.activeElement.id), "check-title");
+  await shoot(page, "cut.png");
+  await assertAccessible(page);
   await page.close();
 });
 
@@ -319,6 +378,11 @@ test("what is no image says so and what to do", async () => {
   await page.fill("#url", `${base}images/nothing.qcow2`);
   await page.press("#url", "Enter");
   await until(page, () => /answered 404/.test(document.querySelector("#status").textContent));
+  assert.match(await page.textContent("#status"), /nothing at this place/);
+  await page.fill("#url", `${base}norange.qcow2`);
+  await page.press("#url", "Enter");
+  await until(page, () => /opened: the server does not answer range requests.*download the file and choose it/s.test(document.querySelector("#status").textContent));
+  assert.equal(await page.locator("#status button").count(), 0, "there are no bytes to show");
   await page.setInputFiles("#files", { name: "empty", mimeType: "application/octet-stream", buffer: Buffer.alloc(0) });
   await opened(page);
   await page.close();

@@ -7,11 +7,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use wait4::Wait4;
 
-use crate::process::{cargo, command, output, run as run_process};
+use crate::process::{cargo, command, output, released, run as run_process};
 
-const DISKETTE: &str = "target/release/diskette";
 const FOLDER: &str = "target/bench";
 const RUNS: usize = 9;
+const NODE_RUNS: usize = 5;
 const READS: u64 = 200_000;
 /// Bytes between reads: over the L2 tables.
 const STEP: u64 = (64 << 20) + (8 << 10);
@@ -24,20 +24,24 @@ struct Case {
     target: Option<String>,
 }
 
-/// Prints the table of the README.
+/// Prints the tables of the README; with a word, only the cases that have it in their name, or those of `wasm`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     run_process(&mut cargo(&["build", "--release", "--locked", "--package", "diskette-cli"]))?;
+    let diskette = released("diskette")?;
     std::fs::create_dir_all(FOLDER)?;
     prepare()?;
-    println!("| case | qemu-img 10.0.2 (s) | diskette (s) | ratio | peak memory qemu-img / diskette (MiB) |");
-    println!("|---|---|---|---|---|");
     let filter = args.first().cloned().unwrap_or_default();
-    for case in cases().into_iter().filter(|case| case.name.contains(&filter)) {
+    let cases: Vec<Case> = cases().into_iter().filter(|case| case.name.contains(&filter)).collect();
+    if !cases.is_empty() {
+        println!("| case | qemu-img 10.0.2 (s) | diskette (s) | ratio | peak memory qemu-img / diskette (MiB) |");
+        println!("|---|---|---|---|---|");
+    }
+    for case in cases {
         let (mut theirs, mut ours) = (Vec::new(), Vec::new());
         // Turn by turn, so that both see the same machine.
         for _ in 0..RUNS {
-            theirs.push(measure("qemu-img", &case)?);
-            ours.push(measure(DISKETTE, &case)?);
+            theirs.push(measure(Path::new("qemu-img"), &case)?);
+            ours.push(measure(&diskette, &case)?);
         }
         let (theirs, ours) = (median(theirs), median(ours));
         println!(
@@ -52,7 +56,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     }
     if filter.is_empty() {
         scattered_reads()?;
-        in_node()?;
+    }
+    if filter.is_empty() || filter == "wasm" {
+        in_node(&diskette)?;
     }
     Ok(())
 }
@@ -71,9 +77,7 @@ fn scattered_reads() -> Result<()> {
     };
     let rates =
         |depth| -> Result<f64> { Ok(median((0..5).map(|_| Ok((rate(depth)?, 0.0))).collect::<Result<_>>()?).0) };
-    let ours = output(&mut cargo(&["bench", "--quiet", "--locked", "--bench", "reads", "--", &image]))?;
-    let mut ours = ours.split_whitespace().filter_map(|number| number.parse::<f64>().ok());
-    let (small, large) = (ours.next().unwrap_or_default(), ours.next().unwrap_or_default());
+    let (small, _) = library_reads(&image)?;
     println!();
     println!(
         "scattered 4 KiB reads a second: library {small:.0}; qemu-img bench {:.0}, 64 in flight {:.0};",
@@ -81,22 +85,48 @@ fn scattered_reads() -> Result<()> {
         rates("64")?
     );
     println!("qemu-nbd over a socket, 16 in flight: {:.0}", crate::nbd::reads_per_second(&image, READS, STEP)?);
-    println!("1 GiB in reads of 1 MiB through the library: {:.3} s", 1024.0 / large);
     Ok(())
 }
 
-/// The JavaScript package beside the native program.
-fn in_node() -> Result<()> {
+/// The JavaScript package beside the native program, turn by turn.
+fn in_node(diskette: &Path) -> Result<()> {
     if !Path::new("pkg/dist/diskette_bg.wasm").exists() {
         println!("run 'cargo xtask wasm --release' first to see the times in Node.js");
         return Ok(());
     }
-    println!("\nin Node.js (WebAssembly):");
-    run_process(command("node").args(["pkg/bench.mjs", &path("large.qcow2"), &path("half.qcow2")]))
+    let (large, half) = (path("large.qcow2"), path("half.qcow2"));
+    let (mut theirs, mut ours) = (<[Vec<_>; 3]>::default(), <[Vec<_>; 3]>::default());
+    for _ in 0..NODE_RUNS {
+        for (times, args) in theirs.iter_mut().zip([["map", "--output=json", &large].as_slice(), &["check", &large]]) {
+            let args = args.iter().map(|arg| (*arg).to_string()).collect();
+            times.push(measure(diskette, &Case { name: "", args, target: None })?);
+        }
+        theirs[2].push((1024.0 / library_reads(&half)?.1, 0.0));
+        let text = output(command("node").args(["pkg/bench.mjs", &large, &half]))?;
+        for (times, seconds) in ours.iter_mut().zip(text.split_whitespace()) {
+            times.push((seconds.parse()?, 0.0));
+        }
+    }
+    println!("\n| case | native (s) | WebAssembly in Node.js (s) | ratio |\n|---|---|---|---|");
+    let names = ["map 1 TiB, 500,000 clusters", "check 1 TiB, 500,000 clusters", "1 GiB in reads of 1 MiB"];
+    for ((name, theirs), ours) in names.into_iter().zip(theirs).zip(ours) {
+        let (native, wasm) = (median(theirs).0, median(ours).0);
+        println!("| {name} | {native:.3} | {wasm:.3} | {:.2} |", wasm / native);
+    }
+    Ok(())
+}
+
+/// Reads a second of 4 KiB, and of 1 MiB, through the library.
+fn library_reads(image: &str) -> Result<(f64, f64)> {
+    let image = std::fs::canonicalize(image)?;
+    let reads = ["bench", "--quiet", "--locked", "--bench", "reads", "--", &image.to_string_lossy()];
+    let text = output(&mut cargo(&reads))?;
+    let mut numbers = text.split_whitespace().filter_map(|number| number.parse::<f64>().ok());
+    Ok((numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default()))
 }
 
 /// Seconds and peak memory in MiB.
-fn measure(program: &str, case: &Case) -> Result<(f64, f64)> {
+fn measure(program: &Path, case: &Case) -> Result<(f64, f64)> {
     if let Some(target) = &case.target {
         let _ = std::fs::remove_file(target);
         run_process(&mut command("sync"))?;
@@ -106,7 +136,7 @@ fn measure(program: &str, case: &Case) -> Result<(f64, f64)> {
     let used = child.wait4()?;
     let wall = begun.elapsed().as_secs_f64();
     if !used.status.success() {
-        bail!("{program} {:?} failed", case.args);
+        bail!("{} {:?} failed", program.display(), case.args);
     }
     Ok((wall, used.rusage.maxrss as f64 / f64::from(1 << 20)))
 }

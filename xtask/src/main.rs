@@ -24,7 +24,7 @@ cargo xtask TASK
        [--no-serve] [--port N]
   wasm [--release]        build the JavaScript package's WebAssembly into pkg/dist
   no-std                  link a bare-metal program against the library
-  bench                   compare with qemu-img and print a table
+  bench [CASE]            compare with qemu-img, and native with WebAssembly ('bench wasm': only that)
   serve DIR [--port N]    serve a folder on localhost";
 
 fn main() -> ExitCode {
@@ -39,15 +39,16 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &[String]) -> Result<()> {
+    let folder = std::env::current_dir()?;
     std::env::set_current_dir(process::root())?;
     let rest = args.get(1..).unwrap_or_default();
     match args.first().map(String::as_str) {
         Some("test") => test::run(rest),
-        Some("demo") => demo::run(rest),
+        Some("demo") => demo::run(rest, &folder),
         Some("wasm") => wasm::run(rest.iter().any(|arg| arg == "--release")),
         Some("no-std") => no_std::run(),
         Some("bench") => bench::run(rest),
-        Some("serve") => serve::run(rest),
+        Some("serve") => serve::run(rest, &folder),
         None | Some("help" | "--help" | "-h") => {
             println!("{HELP}");
             Ok(())

@@ -1,17 +1,31 @@
 //! Running other programs.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// The top of the workspace.
+/// The top of the workspace: that of the cargo that runs us, for several workspaces may share a target folder.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+    let own = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&own).parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
+
+/// A program of this workspace that `cargo build --release` made. It is where cargo puts things on this machine, which
+/// `CARGO_TARGET_DIR` and its configuration decide, as they did for the program that is running.
+pub(crate) fn released(program: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("where this program is")?;
+    Ok(target_folder(&own).join("release").join(program))
+}
+
+/// The folder above `debug/xtask`.
+fn target_folder(own: &Path) -> &Path {
+    own.parent().and_then(Path::parent).unwrap_or(Path::new("target"))
 }
 
 /// A command without what a cargo that runs us leaves in the environment.
-pub(crate) fn command(program: &str) -> Command {
+pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for name in [
         "RUSTUP_TOOLCHAIN",
@@ -79,4 +93,16 @@ fn shown(command: &Command) -> String {
         text.push_str(&arg.to_string_lossy());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_where_cargo_puts_them() {
+        assert_eq!(target_folder(Path::new("/elsewhere/debug/xtask")), Path::new("/elsewhere"));
+        assert_eq!(target_folder(Path::new("/src/target/x86_64/debug/xtask")), Path::new("/src/target/x86_64"));
+        assert!(released("diskette").unwrap().ends_with("release/diskette"));
+    }
 }

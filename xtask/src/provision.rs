@@ -24,6 +24,28 @@ pub(crate) fn program(program: &str, package: &str) -> Result<()> {
     bail!("'{program}' is missing although {package} was installed")
 }
 
+/// What the tools of `www` ask for; the package itself is content with less.
+const NODE: (u32, u32) = (20, 19);
+
+/// Makes sure of npm and of a Node.js that is new enough.
+pub(crate) fn node() -> Result<()> {
+    program("npm", "npm")?;
+    let version = crate::process::output(command("node").arg("--version"))?;
+    if node_version(&version).is_some_and(|version| version >= NODE) {
+        return Ok(());
+    }
+    let (major, minor) = NODE;
+    bail!(
+        "Node.js {major}.{minor} or newer is needed and this is {}; see https://nodejs.org/en/download",
+        version.trim()
+    )
+}
+
+fn node_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.trim().strip_prefix('v')?.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// Installs Debian packages, or says which ones are needed.
 pub(crate) fn debian(packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
@@ -60,4 +82,18 @@ pub(crate) fn cargo_tool(name: &str) -> Result<()> {
     }
     println!("installing {name}");
     run(&mut crate::process::cargo(&["install", "--locked", "--quiet", name]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_node_is_told_from_a_new_one() {
+        assert!(node_version("v18.19.0\n").unwrap() < NODE);
+        assert!(node_version("v20.9.0").unwrap() < NODE);
+        assert!(node_version("v20.20.2").unwrap() > NODE);
+        assert!(node_version("v22.1.0").unwrap() > NODE);
+        assert_eq!(node_version("unknown"), None);
+    }
 }

@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 
 const DEFAULT_PORT: u16 = 8017;
 
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let directory = args.first().map_or("www/dist", String::as_str);
-    serve(Path::new(directory), port(args)?)
+/// Serves a folder; a relative one counts from `folder`.
+pub(crate) fn run(args: &[String], folder: &Path) -> Result<()> {
+    let directory = args.first().filter(|arg| !arg.starts_with('-')).map(|name| folder.join(name));
+    serve(&directory.unwrap_or_else(|| PathBuf::from("www/dist")), port(args)?)
 }
 
 /// The port after `--port`.

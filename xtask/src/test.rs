@@ -82,7 +82,7 @@ fn rustdoc() -> Result<()> {
 }
 
 fn wasm_step() -> Result<()> {
-    provision::program("npm", "npm")?;
+    provision::node()?;
     install_packages("pkg")?;
     wasm::run(true)
 }
@@ -108,6 +108,8 @@ fn node() -> Result<()> {
 }
 
 fn browser() -> Result<()> {
+    provision::node()?;
+    provision::program("qemu-img", "qemu-utils")?;
     if !provision::has("chromium") {
         provision::debian(&["chromium"])?;
     }
