@@ -168,12 +168,24 @@ impl Image {
         all.wait().await;
     }
 
+    /// Waits for everything behind the new or the old end, whichever comes first, and for other changes of the size.
+    /// Gives the size that the disk has then.
+    async fn begin_resize(&self, length: u64) -> (u64, Tracked<'_>) {
+        loop {
+            let old = self.format.info().length;
+            let start = old.min(length);
+            // To the end of all offsets, so that two changes of the size always exclude each other.
+            let request = self.requests.begin(RequestKind::Resize, Range::new(start, u64::MAX - start));
+            request.mark_serialising(self.granularity());
+            request.wait().await;
+            if self.format.info().length == old {
+                return (old, request);
+            }
+        }
+    }
+
     async fn resize_tracked(&self, length: u64, preallocation: Preallocation) -> Result<()> {
-        let old = self.format.info().length;
-        let changed = Range::new(old.min(length), old.abs_diff(length));
-        let request = self.requests.begin(RequestKind::Resize, changed);
-        request.mark_serialising(self.granularity());
-        request.wait().await;
+        let (old, request) = self.begin_resize(length).await;
         // What a longer backing image has there was never part of this disk.
         let covered = match (&self.backing, &self.missing_backing) {
             (Some(backing), _) => backing.info().length.min(length),
