@@ -260,8 +260,11 @@ impl Qcow2 {
         }
     }
 
-    /// Takes exactly `count` free clusters in a row.
+    /// Takes exactly `count` free clusters in a row. None is at offset 0.
     pub(super) async fn take_contiguous(&self, refcounts: &mut Refcounts, count: u64) -> Result<u64> {
+        if count == 0 {
+            return Ok(0);
+        }
         if count >= self.refcounts_per_block() {
             // A new block takes the first cluster of those it describes, so no run gets that long by itself.
             return self.take_beyond(refcounts, count).await;

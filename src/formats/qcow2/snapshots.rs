@@ -276,7 +276,7 @@ impl Qcow2 {
     }
 
     fn l1_clusters(&self, entries: u64) -> u64 {
-        self.header.cluster.count(entries * 8).max(1)
+        self.header.cluster.count(entries * 8)
     }
 
     async fn read_l1(&self, at: u64, entries: u64) -> Result<Vec<u64>> {
