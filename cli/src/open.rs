@@ -130,6 +130,14 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     if wish.contents {
         refuse_encrypted(&image)?;
     }
+    if wish.writable && image.was_probed() && image.format_name() == "raw" {
+        eprintln!(
+            "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
+             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+             Specify the 'raw' format explicitly to remove the restrictions.",
+            described.path
+        );
+    }
     Ok(Opened { image, file, name: described.name(), path: described.path })
 }
 

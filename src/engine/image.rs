@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 
 use crate::describe::Details;
+use crate::drivers::Drivers;
 use crate::engine::format::{CheckReport, Format, SnapshotChange};
 use crate::engine::requests::{RequestKind, Requests, Tracked};
 use crate::error::{Error, ErrorKind, Result};
@@ -42,6 +43,8 @@ pub struct Image {
     pub(crate) options: ImageOptions,
     name: String,
     probed: bool,
+    /// The formats that the contents must not come to look like: those of a raw disk that was recognised by them.
+    guard: Option<Drivers>,
     /// The backing image that the format names but that was not opened.
     missing_backing: Option<String>,
 }
@@ -67,14 +70,18 @@ impl Image {
             options,
             name: name.into(),
             probed: false,
+            guard: None,
             missing_backing: None,
         }
     }
 
-    /// Notes whether the format was guessed from the contents.
+    /// Notes whether the format was guessed from the contents, and among which formats.
     #[must_use]
-    pub(crate) fn with_probed(mut self, probed: bool) -> Self {
+    pub(crate) fn with_probed(mut self, probed: bool, drivers: &Drivers) -> Self {
         self.probed = probed;
+        // A guest that may write a header could name any file of the host as its backing file.
+        let guarded = probed && !self.options.read_only && self.format.name() == crate::formats::raw::DRIVER.name;
+        self.guard = guarded.then(|| drivers.clone());
         self
     }
 
@@ -83,6 +90,11 @@ impl Image {
     pub(crate) fn with_missing_backing(mut self, name: Option<String>) -> Self {
         self.missing_backing = name;
         self
+    }
+
+    /// The formats that a write to the start of the disk must not make it look like.
+    pub(crate) fn guard(&self) -> Option<&Drivers> {
+        self.guard.as_ref()
     }
 
     /// The backing image that the format names but that was not opened.
