@@ -252,6 +252,14 @@ impl Drivers {
         self.iter().find(|driver| driver.name == name)
     }
 
+    /// Every format that recognises the start of a file, best evidence first.
+    pub(crate) fn recognise(&self, probe: &Probe<'_>) -> Vec<(&'static Driver, Evidence)> {
+        let mut found: Vec<_> =
+            self.iter().filter_map(|driver| (driver.probe)(probe).map(|evidence| (driver, evidence))).collect();
+        found.sort_by_key(|(_, evidence)| core::cmp::Reverse(evidence.score));
+        found
+    }
+
     /// Every format that claims the file, best first.
     pub async fn probe(&self, file: &dyn Node) -> Result<Vec<(&'static Driver, Evidence)>> {
         let length = file.info().length;
@@ -259,11 +267,7 @@ impl Drivers {
         if !head.is_empty() {
             file.read(0, &mut head, ReadFlags::default()).await?;
         }
-        let probe = Probe { head: &head, length };
-        let mut found: Vec<_> =
-            self.iter().filter_map(|driver| (driver.probe)(&probe).map(|evidence| (driver, evidence))).collect();
-        found.sort_by_key(|(_, evidence)| core::cmp::Reverse(evidence.score));
-        Ok(found)
+        Ok(self.recognise(&Probe { head: &head, length }))
     }
 }
 
@@ -344,7 +348,7 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
             ImageOptions { read_only: true, ..ImageOptions::default() }
         };
         let image = Image::new(layer.format, below.take(), layer.name, image_options)
-            .with_probed(layer.probed)
+            .with_probed(layer.probed, &options.drivers)
             .with_format_name(layer.format_name)
             .with_missing_backing(layer.missing_backing);
         let image = Arc::new(image);

@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 
 use crate::describe::Details;
+use crate::drivers::Drivers;
 use crate::engine::format::{CheckReport, Format, SnapshotChange};
 use crate::engine::requests::{RequestKind, Requests, Tracked};
 use crate::error::{Error, ErrorKind, Result};
@@ -44,6 +45,8 @@ pub struct Image {
     name: String,
     format_name: Option<&'static str>,
     probed: bool,
+    /// The formats that the contents must not come to look like: those of a raw disk that was recognised by them.
+    guard: Option<Drivers>,
     /// The backing image that the format names but that was not opened.
     missing_backing: Option<String>,
 }
@@ -70,14 +73,18 @@ impl Image {
             name: name.into(),
             format_name: None,
             probed: false,
+            guard: None,
             missing_backing: None,
         }
     }
 
-    /// Notes whether the format was guessed from the contents.
+    /// Notes whether the format was guessed from the contents, and among which formats.
     #[must_use]
-    pub(crate) fn with_probed(mut self, probed: bool) -> Self {
+    pub(crate) fn with_probed(mut self, probed: bool, drivers: &Drivers) -> Self {
         self.probed = probed;
+        // A guest that may write a header could name any file of the host as its backing file.
+        let guarded = probed && !self.options.read_only && self.format.name() == crate::formats::raw::DRIVER.name;
+        self.guard = guarded.then(|| drivers.clone());
         self
     }
 
@@ -93,6 +100,11 @@ impl Image {
     pub(crate) fn with_missing_backing(mut self, name: Option<String>) -> Self {
         self.missing_backing = name;
         self
+    }
+
+    /// The formats that a write to the start of the disk must not make it look like.
+    pub(crate) fn guard(&self) -> Option<&Drivers> {
+        self.guard.as_ref()
     }
 
     /// The backing image that the format names but that was not opened.
@@ -194,12 +206,24 @@ impl Image {
         all.wait().await;
     }
 
+    /// Waits for everything behind the new or the old end, whichever comes first, and for other changes of the size.
+    /// Gives the size that the disk has then.
+    async fn begin_resize(&self, length: u64) -> (u64, Tracked<'_>) {
+        loop {
+            let old = self.format.info().length;
+            let start = old.min(length);
+            // To the end of all offsets, so that two changes of the size always exclude each other.
+            let request = self.requests.begin(RequestKind::Resize, Range::new(start, u64::MAX - start));
+            request.mark_serialising(self.granularity());
+            request.wait().await;
+            if self.format.info().length == old {
+                return (old, request);
+            }
+        }
+    }
+
     async fn resize_tracked(&self, length: u64, preallocation: Preallocation) -> Result<()> {
-        let old = self.format.info().length;
-        let changed = Range::new(old.min(length), old.abs_diff(length));
-        let request = self.requests.begin(RequestKind::Resize, changed);
-        request.mark_serialising(self.granularity());
-        request.wait().await;
+        let (old, request) = self.begin_resize(length).await;
         // What a longer backing image has there was never part of this disk.
         let covered = match (&self.backing, &self.missing_backing) {
             (Some(backing), _) => backing.info().length.min(length),

@@ -6,6 +6,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::drivers::{Drivers, PROBE_BYTES, Probe};
 use crate::engine::format::{Allocation, InPlace};
 use crate::engine::image::{DetectZeroes, Image};
 use crate::engine::requests::{RequestKind, Tracked};
@@ -43,6 +44,19 @@ impl Image {
             let may_unmap = self.options.detect_zeroes == DetectZeroes::Unmap;
             return self.write_zeroes(range, WriteFlags { may_unmap, ..flags });
         }
+        if let Some(drivers) = self.guard().filter(|_| at < PROBE_BYTES as u64) {
+            return Op::future(async move {
+                let write = async {
+                    let request = self.requests.begin(RequestKind::Write, range);
+                    request.mark_serialising(PROBE_BYTES as u64);
+                    request.wait().await;
+                    self.check_guard(drivers, at, from).await?;
+                    self.write_mapped(&request, at, from).await?;
+                    if flags.force_unit_access { self.format.flush().await } else { Ok(()) }
+                };
+                write.await.map_err(|error| self.explain(error))
+            });
+        }
         let request = self.requests.begin(RequestKind::Write, range);
         if request.undisturbed() && !flags.serialising && !flags.force_unit_access {
             // One piece that is allocated already: hand it to the leaf.
@@ -72,6 +86,28 @@ impl Image {
             };
             write.await.map_err(|error| self.explain(error))
         })
+    }
+
+    /// Fails if the disk would be taken for another format after the write.
+    async fn check_guard(&self, drivers: &Drivers, at: u64, from: &[u8]) -> Result<()> {
+        let length = self.format.info().length;
+        let mut head = vec![0; length.min(PROBE_BYTES as u64) as usize];
+        self.read_mapped(0, &mut head).await?;
+        for (old, new) in head.iter_mut().skip(at as usize).zip(from) {
+            *old = *new;
+        }
+        match drivers.recognise(&Probe { head: &head, length }).first() {
+            Some((driver, _)) if driver.name != self.format.name() => Err(Error::new(
+                ErrorKind::Denied,
+                alloc::format!(
+                    "the format was guessed to be {}, so nothing is written that would make it {}; give the format to allow it",
+                    self.format.name(),
+                    driver.name
+                ),
+            )
+            .at_offset(at)),
+            _ => Ok(()),
+        }
     }
 
     /// Writes whole clusters, compressed where that saves space. The last cluster of the disk may be a part.
@@ -166,7 +202,7 @@ impl Image {
     /// # Errors
     /// As for a write. `placed` may not have been called then.
     pub async fn write_in_turn(&self, at: u64, from: &[u8], placed: &(dyn Fn() + Sync)) -> Result<()> {
-        if self.options.detect_zeroes != DetectZeroes::Off {
+        if self.options.detect_zeroes != DetectZeroes::Off || self.guard().is_some() {
             let written = self.write_tracked(at, from, WriteFlags::default()).await;
             placed();
             return written;
@@ -363,6 +399,9 @@ impl Image {
         check_bounds(source_at, len, source.format.info().length).map_err(|error| source.explain(error))?;
         if len == 0 {
             return Ok(());
+        }
+        if self.guard().is_some() && at < PROBE_BYTES as u64 {
+            return Err(Error::unsupported("what is copied to the start of this disk has to be looked at"));
         }
         let request = self.requests.begin(RequestKind::Write, to);
         let reading = source.requests.begin(RequestKind::Read, from);

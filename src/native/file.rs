@@ -218,9 +218,10 @@ impl File {
             }
             match self.file.read_at(rest, position) {
                 Ok(0) => {
+                    let end = self.file.metadata().map_or(position, |metadata| metadata.len().min(position));
                     let text = std::format!(
-                        "the file ends at {position} where {} more bytes were expected; was it truncated?",
-                        rest.len()
+                        "the file ends at {end}, expected at least {} bytes; was it truncated?",
+                        position.saturating_add(rest.len() as u64)
                     );
                     return Err(Error::new(ErrorKind::Io, text).at_path(&self.path).at_offset(at).during("read"));
                 }

@@ -6,7 +6,7 @@ use diskette::drivers::OpenOptions;
 use diskette::native::{File, FileOptions};
 use diskette::{Budgets, ErrorKind, Gate, Memory, Node, Policy, Range, Want, block_on};
 
-use crate::support::{Random, Scratch, create, create_in, open, oracle, read, with_files, writable, write};
+use crate::support::{Random, Scratch, create, create_in, open, oracle, read, tool, with_files, writable, write};
 
 fn patched(options: &[(&str, &str)], patches: &[(usize, &[u8])]) -> Arc<Memory> {
     let mut bytes = create(1 << 20, options);
@@ -174,6 +174,34 @@ fn refcounts_that_call_metadata_free_do_not_get_it_overwritten() {
     let image = open(Memory::new(bytes), &writable()).unwrap();
     let error = write(&*image, 512 << 10, &[1; 512]).unwrap_err();
     assert!(error.to_string().contains("Preventing invalid write on metadata"), "{error}");
+}
+
+#[test]
+fn giving_back_a_cluster_that_is_metadata_does_not_free_the_metadata() {
+    let (bytes, l1, l2) = with_one_cluster();
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let table = number(48);
+    let block = number(table as usize);
+    let scratch = Scratch::new("lies");
+    for (what, target) in
+        [("the L1 table", l1 as u64), ("itself", l2 as u64), ("the refcount table", table), ("a refcount block", block)]
+    {
+        let mut bytes = bytes.clone();
+        bytes[l2..l2 + 8].copy_from_slice(&(1 << 63 | target).to_be_bytes());
+        let file = Memory::new(bytes);
+        let image = open(file.clone(), &writable()).unwrap();
+        block_on(image.discard(Range::new(0, 65536))).unwrap();
+        block_on(image.flush()).unwrap();
+        write(&*image, 512 << 10, &vec![7; 128 << 10]).unwrap();
+        block_on(image.close()).unwrap();
+        let path = scratch.path("image");
+        std::fs::write(&path, file.to_vec()).unwrap();
+        let check = tool("qemu-img", &["check", "-f", "qcow2", &path]);
+        // The cluster that the entry should have led to is a leak.
+        assert_eq!(check.status.code(), Some(3), "{what}: {}", String::from_utf8_lossy(&check.stderr));
+        let disk = read(&*open(file, &OpenOptions::default()).unwrap(), 0, 1 << 20).unwrap();
+        assert!(disk[..512 << 10] == vec![0; 512 << 10] && disk[512 << 10..640 << 10] == vec![7; 128 << 10], "{what}");
+    }
 }
 
 #[test]

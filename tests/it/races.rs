@@ -10,7 +10,7 @@ use diskette::drivers::OpenOptions;
 use diskette::native::{File, FileOptions};
 use diskette::{Budgets, Memory, Node, NodeInfo, Op, Preallocation, Range, ReadFlags, Result, WriteFlags, block_on};
 
-use crate::support::{Random, Scratch, create, open, read, writable, write};
+use crate::support::{Random, Scratch, create, open, read, with_files, writable, write};
 
 /// A leaf whose changes wait while it is shut, before they have any effect.
 struct Sluice {
@@ -194,5 +194,36 @@ fn a_write_that_is_given_up_leaves_leaks_at_most() {
         assert!(read(&*reopened, 800, 30_000).unwrap() == [3; 30_000], "patience {patience}");
         let report = block_on(reopened.check()).unwrap();
         assert_eq!((report.corruptions, report.check_errors), (0, 0), "{patience}: {:?}", report.findings.first());
+    }
+}
+
+#[test]
+fn disks_that_are_resized_twice_at_once_keep_what_is_written_between() {
+    const KIB: u64 = 1 << 10;
+    let base: Arc<dyn Node> = Memory::read_only(vec![0xbb; 1 << 20], "base");
+    let options = [("backing_file", "base"), ("backing_fmt", "raw")];
+    // The first new size is, and is not, a multiple of the cluster size.
+    for middle in [384 * KIB, 400 * KIB] {
+        let leaf = Sluice::new(create(100 * KIB, &options));
+        let image = open(leaf.clone(), &with_files(writable(), &[("base", base.clone())])).unwrap();
+        leaf.shut(true);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut first = pin!(image.resize(middle, Preallocation::Off).into_future());
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        let mut second = pin!(image.resize(800 * KIB, Preallocation::Off).into_future());
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        leaf.shut(false);
+        block_on(first).unwrap();
+        assert_eq!(image.info().length, middle);
+        write(&*image, 300 * KIB, &[7; 512]).unwrap();
+        block_on(second).unwrap();
+        assert_eq!(image.info().length, 800 * KIB);
+        assert!(read(&*image, 300 * KIB, 512).unwrap() == [7; 512]);
+        assert!(read(&*image, 301 * KIB, 499 << 10).unwrap() == vec![0; 499 << 10]);
+        block_on(image.close()).unwrap();
+        let reopened =
+            open(leaf.inner.clone(), &with_files(OpenOptions::default(), &[("base", base.clone())])).unwrap();
+        assert_eq!(reopened.info().length, 800 * KIB);
+        assert!(read(&*reopened, 300 * KIB, 512).unwrap() == [7; 512]);
     }
 }

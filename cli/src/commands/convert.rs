@@ -8,8 +8,8 @@ use diskette::describe::SnapshotChoice;
 use diskette::drivers::Driver;
 use diskette::engine::status::Chain;
 use diskette::native::parallel::{CopyError, CopyOptions, Step, copy};
-use diskette::native::resolve;
-use diskette::{Node, block_on};
+use diskette::native::{File, FileOptions, Locking, resolve};
+use diskette::{Node, Role, block_on};
 
 use crate::args::ConvertArgs;
 use crate::commands::create::{
@@ -218,6 +218,7 @@ fn copy_all(
     options: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
     let base = options.get("backing_file").map(|name| resolve(name, &target.path)).transpose()?;
+    let base_file = base.as_deref().and_then(identity);
     let preallocated = options.get("preallocation").is_some_and(|mode| mode != "off");
     // Clusters that were set aside hold what their file held before.
     let file_is_zero = !preallocated || target.file.info().zero_init;
@@ -230,7 +231,8 @@ fn copy_all(
         // What the source has from the target's own backing image need not be copied. If the backing image is not in
         // the source's chain, everything is.
         let chain = Chain::of(source.node());
-        let shared = base.as_ref().and_then(|base| chain.layers().iter().position(|layer| layer.name() == *base));
+        let is_base = |layer: &Arc<dyn Node>| layer.child(Role::File).map(|file| file.identity()) == base_file;
+        let shared = base_file.as_ref().and_then(|_| chain.layers().iter().position(is_base));
         let copy_options = CopyOptions {
             workers: settings.workers,
             sparse_bytes: settings.sparse_bytes,
@@ -258,6 +260,12 @@ fn copy_all(
         .map_err(|error| Failure::new(format!("error while converting: {}", explain(&error, ""))))?;
     progress.complete();
     Ok(())
+}
+
+/// Which file the path leads to, by whatever name.
+fn identity(path: &str) -> Option<String> {
+    let options = FileOptions { read_only: true, locking: Locking::Off, ..FileOptions::default() };
+    File::open(path, options).ok().map(|file| file.identity())
 }
 
 /// Which step failed where, and why.

@@ -192,3 +192,71 @@ fn block_devices_are_images_too() {
     }
     assert_same(&scratch, &["create", "-q", "-f", "raw", &device.0, "50M"]);
 }
+
+#[test]
+fn refcount_blocks_in_the_holes_of_a_file_take_no_memory() {
+    const CLUSTER: u64 = 1 << 16;
+    // 4096 blocks of 64-bit refcounts, each a cluster, all zero and none stored.
+    const BLOCKS: u64 = 4096;
+    let scratch = crate::Scratch::new();
+    let mut header = [0; 104];
+    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb\0\0\0\x03");
+    put(20, &16u32.to_be_bytes());
+    put(24, &(1u64 << 30).to_be_bytes());
+    put(36, &2u32.to_be_bytes());
+    put(40, &CLUSTER.to_be_bytes());
+    put(48, &(2 * CLUSTER).to_be_bytes());
+    put(56, &1u32.to_be_bytes());
+    put(96, &6u32.to_be_bytes());
+    put(100, &104u32.to_be_bytes());
+    let file = std::fs::File::create(scratch.path().join("image")).unwrap();
+    file.write_all_at(&header, 0).unwrap();
+    file.write_all_at(&((3 * CLUSTER) | (1 << 63)).to_be_bytes(), CLUSTER).unwrap();
+    file.write_all_at(&((4 * CLUSTER) | (1 << 63)).to_be_bytes(), 3 * CLUSTER).unwrap();
+    let table: Vec<u8> = (0..BLOCKS).flat_map(|block| ((10 + block) * CLUSTER).to_be_bytes()).collect();
+    file.write_all_at(&table, 2 * CLUSTER).unwrap();
+    if file.set_len(BLOCKS * 8192 * CLUSTER).is_err() {
+        eprintln!("skipped: this file system has no files of 2 TiB");
+        return;
+    }
+    assert_same(&scratch, &["map", "--output=json", "image"]);
+    let program = env!("CARGO_BIN_EXE_diskette");
+    let limited = format!("ulimit -v 200000 && exec '{program}' map --output=json image");
+    let output = scratch.run("sh", &["-c", &limited]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn entries_that_are_not_aligned_are_counted_as_qemu_img_counts_them() {
+    let scratch = crate::Scratch::new();
+    let word = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    for options in ["cluster_size=16k,extended_l2=on", "cluster_size=64k,refcount_bits=1", "cluster_size=4k"] {
+        scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, "whole", "1M"]);
+        scratch.make("qemu-io", &["-c", "write -q -P 3 0 200k", "whole"]);
+        let whole = std::fs::read(scratch.path().join("whole")).unwrap();
+        let l2 = (word(&whole, word(&whole, 40) as usize) & 0x00ff_ffff_ffff_fe00) as usize;
+        let end = whole.len() as u64;
+        for host in [0x200, end - 512, end, end + 512] {
+            for copied in [0, 1 << 63] {
+                let mut image = whole.clone();
+                image[l2..l2 + 8].copy_from_slice(&(host | copied).to_be_bytes());
+                std::fs::write(scratch.path().join("image"), image).unwrap();
+                let counts = |program: &str| {
+                    let output = scratch.run(program, &["check", "--output=json", "image"]);
+                    let mut lines: Vec<String> =
+                        text(&output.stdout).lines().map(|line| line.trim_end_matches(',').to_string()).collect();
+                    lines.sort();
+                    (lines, output.status.code())
+                };
+                let (ours, theirs) = (counts(env!("CARGO_BIN_EXE_diskette")), counts("qemu-img"));
+                assert_eq!(ours, theirs, "{options}: {host:#x} {copied:#x}");
+            }
+        }
+    }
+    let file = OpenOptions::new().write(true).open(scratch.path().join("whole")).unwrap();
+    file.write_all_at(&2u64.to_be_bytes(), 64).unwrap();
+    for program in [env!("CARGO_BIN_EXE_diskette"), "qemu-img"] {
+        assert_eq!(scratch.run(program, &["info", "whole"]).status.code(), Some(1));
+    }
+}

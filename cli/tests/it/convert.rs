@@ -269,3 +269,22 @@ fn a_file_system_without_space_is_named_with_the_offset() {
     assert!(text(&output.stderr).contains("No space left on device"), "{}", text(&output.stderr));
     assert!(!directory.join("y").exists(), "what was made for nothing is removed");
 }
+
+#[test]
+fn a_shared_backing_image_is_recognised_under_any_name() {
+    let scratch = Scratch::new();
+    scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "base", "4M"]);
+    scratch.make("qemu-io", &["-c", "write -P 1 0 3M", "base"]);
+    scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"]);
+    scratch.make("qemu-io", &["-c", "write -P 2 1M 64k", "-c", "write -z 2M 64k", "top"]);
+    std::os::unix::fs::symlink("base", scratch.path().join("link")).unwrap();
+    let absolute = scratch.path().join("base");
+    for base in ["base", "./base", "link", absolute.to_str().unwrap()] {
+        let map = |program: &str, target: &str| {
+            scratch.make(program, &["convert", "-O", "qcow2", "-B", base, "-F", "qcow2", "top", target]);
+            text(&scratch.theirs(&["map", "--output=json", target]).stdout)
+        };
+        assert_eq!(map(env!("CARGO_BIN_EXE_diskette"), "ours"), map("qemu-img", "theirs"), "{base}");
+        scratch.make("qemu-img", &["compare", "top", "ours"]);
+    }
+}

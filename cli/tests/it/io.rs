@@ -195,3 +195,34 @@ fn called_by_qemus_name_it_is_qemus_tool() {
         assert_eq!(ours.status.code(), theirs.status.code(), "{args:?}");
     }
 }
+
+#[test]
+fn a_raw_disk_whose_format_was_guessed_does_not_become_another_format() {
+    let scratch = Scratch::new();
+    scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "other", "1M"]);
+    let head = std::fs::read(scratch.path().join("other")).unwrap();
+    std::fs::write(scratch.path().join("head"), &head[..512]).unwrap();
+    std::fs::write(scratch.path().join("magic"), &head[..8]).unwrap();
+    let histories: &[&[&str]] = &[
+        &["write -s head 0 512", "read -P 0 0 512"],
+        &["write -P 0x51 0 512", "write 512 512", "write -s head 0 512", "read -P 0x51 0 512", "write -z 0 512"],
+        &["write -s magic 0 8", "read -P 0 0 8", "write -P 3 4k 60k", "writev -P 7 0 512 512"],
+    ];
+    for format in [&[][..], &["-f", "raw"]] {
+        for history in histories {
+            let outputs = ["qemu-io", env!("CARGO_BIN_EXE_diskette")].map(|program| {
+                std::fs::write(scratch.path().join("disk"), vec![0; 1 << 16]).unwrap();
+                let mut args: Vec<&str> = if program == "qemu-io" { vec![] } else { vec!["io"] };
+                args.extend(format);
+                args.extend(history.iter().flat_map(|command| ["-c", command]));
+                args.push("disk");
+                let output = scratch.run(program, &args);
+                let disk = std::fs::read(scratch.path().join("disk")).unwrap();
+                (timeless(&output), text(&output.stderr), output.status.code(), disk)
+            });
+            let [theirs, ours] = outputs;
+            assert_eq!((&ours.0, &ours.1, ours.2), (&theirs.0, &theirs.1, theirs.2), "{format:?} {history:?}");
+            assert!(ours.3 == theirs.3, "{format:?} {history:?}");
+        }
+    }
+}

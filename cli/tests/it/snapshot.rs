@@ -140,3 +140,23 @@ fn what_cannot_be_done_is_refused_in_qemus_words() {
     assert!(!scratch.ours(&["snapshot", "-c", "x", "narrow"]).status.success());
     scratch.make("qemu-img", &["check", "-q", "narrow"]);
 }
+
+#[test]
+fn an_empty_disk_has_no_table_and_nothing_to_lose() {
+    let ours = env!("CARGO_BIN_EXE_diskette");
+    for (creator, maker, ender) in [(ours, ours, "qemu-img"), ("qemu-img", "qemu-img", ours), (ours, ours, ours)] {
+        let scratch = Scratch::new();
+        let place = format!("made by {creator} and {maker}, then {ender}");
+        scratch.make(creator, &["create", "-q", "-f", "qcow2", "image", "0"]);
+        assert_sound(&scratch, &place);
+        scratch.make(maker, &["snapshot", "-c", "first", "image"]);
+        assert_sound(&scratch, &place);
+        scratch.make(ender, &["snapshot", "-a", "first", "image"]);
+        assert_sound(&scratch, &place);
+        scratch.make("qemu-img", &["resize", "-q", "image", "1M"]);
+        scratch.make("qemu-io", &["-c", "write -P 1 0 1M", "image"]);
+        scratch.make(ender, &["snapshot", "-d", "first", "image"]);
+        assert_sound(&scratch, &place);
+        assert!(contents(&scratch) == vec![1; 1 << 20], "{place}");
+    }
+}

@@ -114,6 +114,7 @@ impl Qcow2 {
         let contents: Box<[u8]> = if old == 0 {
             vec![0; size].into_boxed_slice()
         } else {
+            self.check_fixed_overlap(Range::new(old, size as u64))?;
             self.cache.hold(&*self.file, old, size, L2_TABLE).await?;
             self.cache.peek(old, |bytes| Box::from(bytes)).unwrap_or_else(|| vec![0; size].into_boxed_slice())
         };
@@ -260,9 +261,18 @@ impl Qcow2 {
             let (at, stored) = compressed(old.word, cluster);
             let first = (at & !511) - cluster.within(at & !511);
             for host in (first..at + u64::from(stored)).step_by(cluster.size() as usize) {
-                refcounts.release(host);
+                self.release_guest(refcounts, host);
             }
         } else if let (Some(host), false) = (old.host(false), self.header.has_data_file()) {
+            self.release_guest(refcounts, host);
+        }
+    }
+
+    /// Notes that a cluster of guest data lost a reference. One that holds metadata, because an entry lies, stays in use.
+    pub(super) fn release_guest(&self, refcounts: &mut Refcounts, host: u64) {
+        let cluster = self.header.cluster;
+        let place = Range::new(host - cluster.within(host), cluster.size());
+        if self.check_overlap(place).is_ok() {
             refcounts.release(host);
         }
     }

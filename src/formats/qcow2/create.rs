@@ -336,7 +336,7 @@ impl Places {
     fn of(plan: &Plan) -> Self {
         let cluster = plan.cluster;
         let per_block = (cluster.size() * 8) >> plan.refcount_order;
-        let l1_clusters = cluster.count(plan.l1_entries() * 8).max(1);
+        let l1_clusters = cluster.count(plan.l1_entries() * 8);
         let (mut blocks, mut table) = (1, 1);
         loop {
             let used = 1 + table + blocks + l1_clusters;
@@ -352,7 +352,8 @@ impl Places {
             refcount_table: at(1),
             refcount_table_clusters: table,
             blocks,
-            l1_table: at(1 + table + blocks),
+            // An empty disk has no table.
+            l1_table: if l1_clusters == 0 { 0 } else { at(1 + table + blocks) },
             end: 1 + table + blocks + l1_clusters,
         }
     }

@@ -339,7 +339,7 @@ impl Header {
         if raw.nb_snapshots > MAX_SNAPSHOTS {
             return field("nb_snapshots", 60, raw.nb_snapshots.into(), "at most 65536 (Too many snapshots)");
         }
-        if raw.nb_snapshots > 0 && !cluster.is_aligned(raw.snapshots_offset) {
+        if !cluster.is_aligned(raw.snapshots_offset) {
             return field("snapshots_offset", 64, raw.snapshots_offset, "a multiple of the cluster size");
         }
         if self.is_extended() && cluster.bits() < 14 {

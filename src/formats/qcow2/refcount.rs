@@ -67,7 +67,7 @@ impl Qcow2 {
 
     /// The refcount that is stored for the cluster at `host`.
     pub(super) async fn stored_refcount(&self, host: u64) -> Result<u64> {
-        let refcounts = self.refcounts.lock().await;
+        let refcounts = self.lock_refcounts().await;
         let cluster = host >> self.header.cluster.bits();
         let block = self.block_offset(&refcounts, cluster / self.refcounts_per_block()).await?;
         if block == 0 {
@@ -80,7 +80,7 @@ impl Qcow2 {
 
     /// How many clusters of the file are referred to, counted until there are `enough`.
     pub(super) async fn count_referenced(&self, enough: u64) -> Result<u64> {
-        let refcounts = self.refcounts.lock().await;
+        let refcounts = self.lock_refcounts().await;
         let (per_block, order) = (self.refcounts_per_block(), self.header.raw.refcount_order);
         let clusters = self.header.cluster.count(self.file.info().length);
         let mut found = 0;
@@ -96,6 +96,8 @@ impl Qcow2 {
             if found >= enough {
                 break;
             }
+            // All of them at once may be more than the cache is meant to keep.
+            self.cache.release();
         }
         Ok(found)
     }
@@ -260,8 +262,11 @@ impl Qcow2 {
         }
     }
 
-    /// Takes exactly `count` free clusters in a row.
+    /// Takes exactly `count` free clusters in a row. None is at offset 0.
     pub(super) async fn take_contiguous(&self, refcounts: &mut Refcounts, count: u64) -> Result<u64> {
+        if count == 0 {
+            return Ok(0);
+        }
         if count >= self.refcounts_per_block() {
             // A new block takes the first cluster of those it describes, so no run gets that long by itself.
             return self.take_beyond(refcounts, count).await;

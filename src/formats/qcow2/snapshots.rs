@@ -246,10 +246,10 @@ impl Qcow2 {
                 let (at, stored) = compressed(old.word, cluster);
                 let first = (at & !511) - cluster.within(at & !511);
                 for host in (first..at + u64::from(stored)).step_by(cluster.size() as usize) {
-                    self.recount_cluster(refcounts, host, count).await.map_err(|error| (index, error))?;
+                    self.recount_guest(refcounts, host, count).await.map_err(|error| (index, error))?;
                 }
             } else if let Some(host) = old.host(false) {
-                let times = self.recount_cluster(refcounts, host, count).await.map_err(|error| (index, error))?;
+                let times = self.recount_guest(refcounts, host, count).await.map_err(|error| (index, error))?;
                 let flag = if times == 1 { COPIED } else { 0 };
                 let new = L2Entry { word: old.word & !COPIED | flag, ..old };
                 // Tables that lose their references may be about to go.
@@ -259,6 +259,16 @@ impl Qcow2 {
             }
         }
         Ok(())
+    }
+
+    /// Like [`Qcow2::recount_cluster`] for a cluster of guest data.
+    async fn recount_guest(&self, refcounts: &mut Refcounts, host: u64, count: Count) -> Result<u64> {
+        if count != Count::Fewer {
+            return self.recount_cluster(refcounts, host, count).await;
+        }
+        let times = self.reference_count(refcounts, host).await?;
+        self.release_guest(refcounts, host);
+        Ok(times.saturating_sub(1))
     }
 
     /// Changes one refcount and gives what it is then.
@@ -276,7 +286,7 @@ impl Qcow2 {
     }
 
     fn l1_clusters(&self, entries: u64) -> u64 {
-        self.header.cluster.count(entries * 8).max(1)
+        self.header.cluster.count(entries * 8)
     }
 
     async fn read_l1(&self, at: u64, entries: u64) -> Result<Vec<u64>> {
