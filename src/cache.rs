@@ -11,11 +11,21 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, announce};
 use crate::node::{Node, ReadFlags, WriteFlags};
 use crate::sync::Mutex;
 
 /// Position in the order of write-back: lower levels reach the disk first.
 pub type Level = u8;
+
+/// What is announced to the file before a table of a level is read or written.
+#[derive(Clone, Copy, Debug)]
+pub struct LevelEvents {
+    /// Before one is read.
+    pub load: Event,
+    /// Before one, or a part of it, is written.
+    pub write: Event,
+}
 
 /// Changed bytes are written in whole units of this size, the smallest that a disk writes at once.
 const WRITE_UNIT: usize = 512;
@@ -69,6 +79,7 @@ struct State {
 pub struct Cache {
     state: Mutex<State>,
     budget: usize,
+    events: &'static [LevelEvents],
 }
 
 impl core::fmt::Debug for Cache {
@@ -79,9 +90,9 @@ impl core::fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// An empty cache that keeps about `budget` bytes.
-    pub fn new(budget: usize) -> Self {
-        Cache { state: Mutex::new(State::default()), budget }
+    /// An empty cache that keeps about `budget` bytes. `events` has what to announce for each level.
+    pub fn new(budget: usize, events: &'static [LevelEvents]) -> Self {
+        Cache { state: Mutex::new(State::default()), budget, events }
     }
 
     /// Looks at a table that is in memory.
@@ -112,6 +123,9 @@ impl Cache {
                     alloc::format!("a table of {len} bytes lies beyond the end of the file, which has {length} bytes"),
                 )
                 .at_offset(at));
+            }
+            if let Some(events) = self.events.get(usize::from(level)) {
+                announce(file, events.load).await?;
             }
             let mut bytes = vec![0; len].into_boxed_slice();
             file.read(at, &mut bytes, ReadFlags::default()).await?;
@@ -232,6 +246,9 @@ impl Cache {
                 file.flush().await?;
             }
             level = Some(piece.level);
+            if let Some(events) = self.events.get(usize::from(piece.level)) {
+                announce(file, events.write).await?;
+            }
             file.write(piece.at, &piece.bytes, WriteFlags::default()).await?;
         }
         file.flush().await

@@ -366,7 +366,8 @@ fn below_failed(error: Error, depth: usize) -> Error {
         return error;
     }
     let prefix = "Could not open backing file: ".repeat(depth);
-    Error::new(error.kind(), alloc::format!("{prefix}{error}"))
+    let brief = alloc::format!("{prefix}{}", error.brief());
+    Error::new(error.kind(), alloc::format!("{prefix}{error}")).with_headline(brief)
 }
 
 async fn open_layer(

@@ -127,13 +127,14 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     problem: Box<dyn core::error::Error + Send + Sync>,
+    headline: Option<Cow<'static, str>>,
     context: ErrorContext,
 }
 
 impl Error {
     /// A failure of a kind, explained by `problem` (a text, or one of the formats' problem types).
     pub fn new(kind: ErrorKind, problem: impl Into<Box<dyn core::error::Error + Send + Sync>>) -> Self {
-        Error(Box::new(Inner { kind, problem: problem.into(), context: ErrorContext::default() }))
+        Error(Box::new(Inner { kind, problem: problem.into(), headline: None, context: ErrorContext::default() }))
     }
 
     /// [`ErrorKind::Invalid`] with a text.
@@ -144,6 +145,21 @@ impl Error {
     /// [`ErrorKind::Unsupported`] with a text.
     pub fn unsupported(text: impl Into<String>) -> Self {
         Error::new(ErrorKind::Unsupported, text.into())
+    }
+
+    /// Adds what QEMU says of the same failure, for programs that match on it.
+    #[must_use]
+    pub fn with_headline(mut self, text: impl Into<Cow<'static, str>>) -> Self {
+        self.0.headline.get_or_insert_with(|| text.into());
+        self
+    }
+
+    /// What QEMU says of the failure where that is known, and what is wrong otherwise: without place, found and expected.
+    pub fn brief(&self) -> String {
+        match &self.0.headline {
+            Some(text) => text.to_string(),
+            None => self.0.problem.to_string(),
+        }
     }
 
     /// Adds the file's name, unless one is known already.

@@ -1,5 +1,16 @@
 //! [`Event`]: what a format or the engine is about to do, told to the node below so that faults can be put just there.
 
+use crate::error::Result;
+use crate::node::Node;
+
+/// Tells `node` of an event if it cares.
+///
+/// # Errors
+/// As the node says.
+pub(crate) async fn announce(node: &dyn Node, event: Event) -> Result<()> {
+    if node.listens() { node.event(event).await } else { Ok(()) }
+}
+
 /// A step of a request. The names are those of QEMU's `blkdebug` driver (qapi, `BlkdebugEvent`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]

@@ -99,7 +99,8 @@ fn end(outcome: Outcome) -> ExitCode {
 
 /// The program as `qemu-io`, which is nothing but the command `io`.
 fn exerciser() -> ExitCode {
-    let command = args::IoArgs::augment_args(clap::Command::new("qemu-io").about("QEMU Disk exerciser"));
+    let command =
+        args::IoArgs::augment_args(clap::Command::new("qemu-io").about("QEMU Disk exerciser").args_override_self(true));
     match command.try_get_matches().and_then(|matches| args::IoArgs::from_arg_matches(&matches)) {
         Ok(args) => end(io::run(&args)),
         Err(error) if error.use_stderr() => {

@@ -1,18 +1,19 @@
 //! From file names and options to open images.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use diskette::describe::SnapshotChoice;
-use diskette::drivers::OpenOptions;
+use diskette::drivers::{BackingChoice, CreateContext, OpenOptions};
 use diskette::engine::status::Chain;
 use diskette::graph::{Graph, LeafMode};
-use diskette::native::{CacheMode, FileOpener, FileOptions, Machine};
+use diskette::native::{CacheMode, File, FileOpener, FileOptions, Locking, Machine};
 use diskette::options::Options;
 use diskette::{Budgets, Error, Gate, Image, ImageOptions, Node, Opener, Policy, Role, block_on};
 
 use crate::args::ImageArgs;
 use crate::image_opts::image_options;
-use crate::{Failure, output};
+use crate::{Failure, output, program};
 
 /// Said about a file without a name.
 pub(crate) const NO_FILE_NAME: &str = "The 'file' block driver requires a file name";
@@ -35,6 +36,10 @@ pub(crate) struct Wish {
     pub(crate) contents: bool,
     /// The disk as it was at this internal snapshot.
     pub(crate) snapshot: Option<SnapshotChoice>,
+    /// What is written goes to a temporary image and is lost in the end.
+    pub(crate) temporary: bool,
+    /// What is read from the backing image is stored.
+    pub(crate) copy_on_read: bool,
     /// Further options, for an image that is given by its name.
     pub(crate) options: Options,
 }
@@ -98,12 +103,9 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     if wish.writable && wish.force_share {
         return Err(Failure::new("force-share=on can only be used with read-only images"));
     }
-    let files = FileOptions {
-        read_only: !wish.writable,
-        cache: wish.cache,
-        force_share: wish.force_share,
-        ..FileOptions::default()
-    };
+    // What is written to a temporary image is not written to this one.
+    let read_only = !wish.writable || wish.temporary;
+    let files = FileOptions { read_only, cache: wish.cache, force_share: wish.force_share, ..FileOptions::default() };
     let machine = machine(files);
     let images =
         OpenOptions { budgets: Budgets { check_bytes: 8 << 30, ..Budgets::default() }, ..OpenOptions::default() };
@@ -114,17 +116,20 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     let graph = Graph {
         host: &machine,
         defaults: OpenOptions {
-            read_only: !wish.writable,
+            read_only,
             gate: Gate::new(Policy::Allow, opener.unwrap_or_else(own)),
             no_backing: wish.no_backing,
-            image: ImageOptions { discard: wish.discard, ..ImageOptions::default() },
+            image: ImageOptions { discard: wish.discard, copy_on_read: wish.copy_on_read, ..ImageOptions::default() },
             structure_only: wish.structure_only,
             snapshot: wish.snapshot.clone(),
             ..images.clone()
         },
-        mode: LeafMode { read_only: !wish.writable, force_share: wish.force_share, ..LeafMode::default() },
+        mode: LeafMode { read_only, force_share: wish.force_share, ..LeafMode::default() },
     };
-    let image = block_on(graph.open(name, wish.format.as_deref(), options)).map_err(failed)?;
+    let mut image = block_on(graph.open(name, wish.format.as_deref(), options)).map_err(failed)?;
+    if wish.temporary {
+        image = overlay(image, &graph.defaults)?;
+    }
     if wish.contents {
         refuse_encrypted(&image)?;
     }
@@ -140,6 +145,34 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
         );
     }
     Ok(Opened { image, file, name: shown, path })
+}
+
+/// A temporary image over another one. Its file has no name any more.
+fn overlay(image: Arc<Image>, defaults: &OpenOptions) -> Result<Arc<Image>, Failure> {
+    let failed = |error: Error| Failure::new(format!("Could not create temporary overlay: {}", explain(&error, "")));
+    let folder = std::env::var("TMPDIR").unwrap_or_else(|_| "/var/tmp".to_string());
+    let path = format!("{folder}/diskette-{}-{:x}", std::process::id(), Arc::as_ptr(&image) as usize);
+    let options = FileOptions { locking: Locking::Off, cache: CacheMode::Unsafe, ..FileOptions::default() };
+    let file = File::create(&path, options).map_err(failed)?;
+    // What cannot be removed stays behind, but does no harm.
+    let _ = std::fs::remove_file(&path);
+    let driver = defaults.drivers.by_name("qcow2").ok_or_else(|| Failure::new("Unknown driver 'qcow2'"))?;
+    let size = image.info().length;
+    let made = block_on(async {
+        if let Some(create) = driver.create {
+            let context = CreateContext { file: file.clone(), data_file: None, size, options: &BTreeMap::new() };
+            create(context).await?;
+        }
+        let options = OpenOptions {
+            format: Some("qcow2".into()),
+            name: Some(image.name()),
+            backing: BackingChoice::Node(image),
+            read_only: false,
+            ..defaults.clone()
+        };
+        diskette::open(file, &options).await
+    });
+    made.map_err(failed)
 }
 
 /// What descriptions of images can refer to.
@@ -163,6 +196,9 @@ fn refuse_encrypted(image: &Arc<Image>) -> Result<(), Failure> {
 
 /// The error's text without the name of the file in `name` and of the format, which the reader knows.
 pub(crate) fn explain(error: &Error, name: &str) -> String {
+    if program::is_tool() {
+        return error.brief();
+    }
     let context = error.context();
     let mut text = match context.path.as_deref() {
         Some(path) if path != name => format!("{path}: "),

@@ -12,7 +12,7 @@ pub(crate) fn print(text: &str) {
         if error.kind() == ErrorKind::BrokenPipe {
             std::process::exit(CLOSED_PIPE);
         }
-        eprintln!("diskette: could not write to standard output: {error}");
+        eprintln!("{}: could not write to standard output: {error}", crate::program::name());
         std::process::exit(1);
     }
 }

@@ -6,6 +6,11 @@ use std::sync::OnceLock;
 /// The names under which it behaves like QEMU's tool of that name; by any other it is `diskette`.
 const TOOLS: [&str; 2] = ["qemu-img", "qemu-io"];
 
+/// Whether the program is called as one of QEMU's tools, and says what that says and no more.
+pub(crate) fn is_tool() -> bool {
+    name() != "diskette"
+}
+
 /// The name that messages begin with.
 pub(crate) fn name() -> &'static str {
     static NAME: OnceLock<&'static str> = OnceLock::new();

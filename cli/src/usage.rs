@@ -1,5 +1,6 @@
 //! What is said about a command line that makes no sense, in QEMU's words.
 
+use crate::program;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// The message for people, without the name of the program.
@@ -13,7 +14,8 @@ pub(crate) fn message(error: &clap::Error, command: Option<&str>) -> String {
         Some(ContextValue::String(text)) => text.as_str(),
         _ => "",
     };
-    let program = command.map_or_else(|| "diskette".to_string(), |command| format!("diskette {command}"));
+    let name = program::name();
+    let program = command.map_or_else(|| name.to_string(), |command| format!("{name} {command}"));
     let text = match error.kind() {
         ErrorKind::UnknownArgument if argument.starts_with("--") => {
             format!("{program}: unrecognized option '{argument}'")
@@ -22,11 +24,11 @@ pub(crate) fn message(error: &clap::Error, command: Option<&str>) -> String {
             format!("{program}: invalid option -- '{}'", argument.trim_start_matches('-'))
         }
         ErrorKind::UnknownArgument if command == Some("create") => {
-            format!("diskette: Unexpected argument: {argument}")
+            format!("{name}: Unexpected argument: {argument}")
         }
         ErrorKind::UnknownArgument | ErrorKind::MissingRequiredArgument if command.is_some() => {
             let wanted = if command == Some("compare") { "two image file names" } else { "one image file name" };
-            format!("diskette: Expecting {wanted}")
+            format!("{name}: Expecting {wanted}")
         }
         ErrorKind::InvalidValue if value.is_empty() && command.is_some() => {
             // What lacks its value was the last word.
@@ -38,24 +40,22 @@ pub(crate) fn message(error: &clap::Error, command: Option<&str>) -> String {
             }
         }
         ErrorKind::InvalidValue if argument.starts_with("--output") && !value.is_empty() => {
-            format!("diskette: --output expects 'human' or 'json' not '{value}'")
+            format!("{name}: --output expects 'human' or 'json' not '{value}'")
         }
         ErrorKind::InvalidSubcommand => {
-            return "diskette: Command not found: ".to_string() + subcommand(error) + "\n" + TRY;
+            return format!("{name}: Command not found: {}\nTry '{name} --help' for more info", subcommand(error));
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            return "diskette: Not enough arguments\n".to_string() + TRY;
+            return format!("{name}: Not enough arguments\nTry '{name} --help' for more info");
         }
         _ => {
             let rendered = error.to_string();
             let first = rendered.lines().next().unwrap_or_default();
-            format!("diskette: {}", first.trim_start_matches("error: "))
+            format!("{name}: {}", first.trim_start_matches("error: "))
         }
     };
     format!("{text}\nTry '{program} --help' for more info")
 }
-
-const TRY: &str = "Try 'diskette --help' for more info";
 
 fn subcommand(error: &clap::Error) -> &str {
     match error.get(ContextKind::InvalidSubcommand) {

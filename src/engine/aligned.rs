@@ -6,6 +6,7 @@ use alloc::vec;
 
 use crate::engine::requests::{RequestKind, Requests};
 use crate::error::Result;
+use crate::event::{Event, announce};
 use crate::node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, Want, WriteFlags, check_bounds};
 use crate::op::Op;
 
@@ -52,17 +53,23 @@ impl Aligned {
         let block = self.block as usize;
         // Only the blocks at the ends keep old bytes.
         if let (true, Some(first)) = (skip > 0 && wide.start < readable, blocks.get_mut(..block)) {
+            announce(&*self.inner, Event::PwritevRmwHead).await?;
             self.inner.read(wide.start, first, ReadFlags::default()).await?;
+            announce(&*self.inner, Event::PwritevRmwAfterHead).await?;
         }
         let last = wide.end() - self.block;
         let have_last = range.end() == wide.end() || last >= readable || (skip > 0 && last == wide.start);
         if let (false, Some(tail)) = (have_last, blocks.get_mut((last - wide.start) as usize..)) {
+            announce(&*self.inner, Event::PwritevRmwTail).await?;
             self.inner.read(last, tail, ReadFlags::default()).await?;
+            announce(&*self.inner, Event::PwritevRmwAfterTail).await?;
         }
         if let Some(part) = blocks.get_mut(skip..skip + from.len()) {
             part.copy_from_slice(from);
         }
-        self.inner.write(wide.start, &blocks, flags).await
+        announce(&*self.inner, Event::Pwritev).await?;
+        self.inner.write(wide.start, &blocks, flags).await?;
+        announce(&*self.inner, Event::PwritevDone).await
     }
 }
 
@@ -133,6 +140,22 @@ impl Node for Aligned {
 
     fn copy_from<'a>(&'a self, at: u64, source: &'a dyn Node, source_at: u64, len: u64) -> Op<'a, ()> {
         self.inner.copy_from(at, source, source_at, len)
+    }
+
+    fn event<'a>(&'a self, event: Event) -> Op<'a, ()> {
+        self.inner.event(event)
+    }
+
+    fn listens(&self) -> bool {
+        self.inner.listens()
+    }
+
+    fn close<'a>(&'a self) -> Op<'a, ()> {
+        self.inner.close()
+    }
+
+    fn is_disk(&self) -> bool {
+        self.inner.is_disk()
     }
 
     fn child(&self, role: Role) -> Option<Arc<dyn Node>> {

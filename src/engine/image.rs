@@ -34,6 +34,8 @@ pub struct ImageOptions {
     pub detect_zeroes: DetectZeroes,
     /// Whether discards are passed on. They are ignored otherwise.
     pub discard: bool,
+    /// Whether what is read from the backing image is stored in this one.
+    pub copy_on_read: bool,
 }
 
 /// An open image: a format, its files and its backing image, behaving as one disk.
@@ -42,6 +44,8 @@ pub struct Image {
     pub(crate) backing: Option<Arc<dyn Node>>,
     pub(crate) requests: Requests,
     pub(crate) options: ImageOptions,
+    /// Whether the file wants to know what happens.
+    pub(crate) listened: bool,
     name: String,
     format_name: Option<&'static str>,
     probed: bool,
@@ -65,7 +69,9 @@ impl Image {
         name: impl Into<String>,
         options: ImageOptions,
     ) -> Self {
+        let listened = format.child(Role::File).is_some_and(|file| file.listens());
         Image {
+            listened,
             format,
             backing,
             requests: Requests::new(),
@@ -250,7 +256,7 @@ impl Image {
     /// Tells the file what is about to happen to it.
     pub(crate) async fn announce(&self, event: Event) -> Result<()> {
         match self.format.child(Role::File) {
-            Some(file) if file.listens() => file.event(event).await,
+            Some(file) if self.listened => file.event(event).await,
             _ => Ok(()),
         }
     }
@@ -313,6 +319,13 @@ impl Node for Image {
     fn flush<'a>(&'a self) -> Op<'a, ()> {
         if self.options.read_only {
             return Op::ok(());
+        }
+        if self.listened {
+            return Op::future(async move {
+                self.announce(Event::FlushToOs).await?;
+                self.announce(Event::FlushToDisk).await?;
+                self.format.flush().await.map_err(|error| self.explain(error))
+            });
         }
         self.format.flush().then(|result| result.map_err(|error| self.explain(error)))
     }

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use crate::engine::image::Image;
 use crate::engine::requests::RequestKind;
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
 use crate::node::{Extent, Node, Range, ReadFlags, State, Want, check_bounds};
 use crate::op::{BoxFuture, Op, join_all};
 
@@ -14,6 +15,16 @@ impl Image {
         let range = Range::new(at, into.len() as u64);
         if let Err(error) = check_bounds(at, range.len, self.format.info().length) {
             return Op::err(self.explain(error));
+        }
+        if self.options.copy_on_read && !self.options.read_only && !flags.no_wait && range.len > 0 {
+            return Op::future(async move {
+                if cfg!(feature = "write") {
+                    self.pull(range).await?;
+                }
+                let request = self.requests.begin(RequestKind::Read, range);
+                request.wait().await;
+                self.read_mapped(at, into).await.map_err(|error| self.explain(error))
+            });
         }
         let request = self.requests.begin(RequestKind::Read, range);
         if request.undisturbed() {
@@ -78,17 +89,32 @@ impl Image {
     fn fetch<'a>(&'a self, at: u64, extent: Extent, into: &'a mut [u8]) -> Op<'a, ()> {
         match (extent.state, extent.host) {
             (State::Data, Some(host)) => match self.storage(host.role) {
+                Ok(storage) if self.listened => Op::future(async move {
+                    self.announce(Event::ReadAio).await?;
+                    self.read_stored(storage, host.at, into).await
+                }),
                 Ok(storage) => self.read_stored(storage, host.at, into),
                 Err(error) => Op::err(error),
             },
             (State::Compressed { stored }, Some(host)) => {
                 let cluster = u64::from(self.format.info().cluster_size.unwrap_or(1));
-                self.format.expand(host, stored, (at % cluster) as usize, into)
+                let skip = (at % cluster) as usize;
+                if self.listened {
+                    return Op::future(async move {
+                        self.announce(Event::ReadCompressed).await?;
+                        self.format.expand(host, stored, skip, into).await
+                    });
+                }
+                self.format.expand(host, stored, skip, into)
             }
             (State::Zero, _) => {
                 into.fill(0);
                 Op::ok(())
             }
+            (State::Unallocated, _) if self.listened && self.backing.is_some() => Op::future(async move {
+                self.announce(Event::ReadBackingAio).await?;
+                self.read_backing(at, into).await
+            }),
             (State::Unallocated, _) => self.read_backing(at, into),
             (State::Encrypted, _) => Op::err(Error::new(
                 ErrorKind::Denied,

@@ -58,7 +58,7 @@ impl Image {
             });
         }
         let request = self.requests.begin(RequestKind::Write, range);
-        if request.undisturbed() && !flags.serialising && !flags.force_unit_access {
+        if request.undisturbed() && !flags.serialising && !flags.force_unit_access && !self.listened {
             // One piece that is allocated already: hand it to the leaf.
             match self.format.in_place(range) {
                 Op::Ready(Ok(InPlace { len, host: Some(host) })) if len == range.len => {
@@ -303,6 +303,7 @@ impl Image {
                     if part.len() == from.len() {
                         placed();
                     }
+                    self.announce(Event::WriteAio).await?;
                     self.storage(host.role)?.write(host.at, part, WriteFlags::default()).await?;
                     part.len()
                 }
@@ -351,7 +352,11 @@ impl Image {
         let tail = guest.end() - (at + written);
         let host = allocation.host.at;
         let flags = WriteFlags::default();
+        if head > 0 || tail > 0 {
+            self.announce(Event::CowRead).await?;
+        }
         if head == 0 && tail == 0 {
+            self.announce(Event::WriteAio).await?;
             storage.write(host, from, flags).await?;
         } else if guest.len <= MERGE_BYTES {
             let mut merged = vec![0; guest.len as usize];
@@ -360,15 +365,20 @@ impl Image {
             self.read_old(guest.start, before).await?;
             data.copy_from_slice(from);
             self.read_old(at + written, after).await?;
+            self.announce(Event::WriteAio).await?;
+            self.announce(Event::CowWrite).await?;
             storage.write(host, &merged, flags).await?;
         } else {
             if head > 0 {
                 let before = self.old_contents(guest.start, head).await?;
+                self.announce(Event::CowWrite).await?;
                 storage.write(host, &before, flags).await?;
             }
+            self.announce(Event::WriteAio).await?;
             storage.write(host + head, from, flags).await?;
             if tail > 0 {
                 let after = self.old_contents(at + written, tail).await?;
+                self.announce(Event::CowWrite).await?;
                 storage.write(host + head + written, &after, flags).await?;
             }
         }

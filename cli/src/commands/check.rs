@@ -18,7 +18,8 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
         Some("leaks" | "all") => return Err(Failure::new("repairing images (-r) is not supported")),
         Some(other) => {
             return Err(Failure::new(format!(
-                "--repair (-r) expects 'leaks' or 'all' not '{other}'\nTry 'diskette check --help' for more info"
+                "--repair (-r) expects 'leaks' or 'all' not '{other}'\nTry '{} check --help' for more info",
+                crate::program::name()
             )));
         }
     }

@@ -19,7 +19,7 @@ use crate::image_opts::split_options;
 use crate::number::{self, MAX_OFFSET};
 use crate::open::{Opened, Wish, cache_mode, explain, open, open_plainly};
 use crate::progress::Progress;
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, program};
 
 /// Zeroes shorter than this are stored like data, unless `-S` says otherwise.
 const DEFAULT_SPARSE_BYTES: u64 = 4096;
@@ -96,7 +96,8 @@ fn snapshot_choice(text: &str) -> Result<SnapshotChoice, Failure> {
     let (id, name) = (options.remove("snapshot.id"), options.remove("snapshot.name"));
     match options.keys().next() {
         Some(unknown) => Err(Failure::new(format!(
-            "Invalid parameter '{unknown}'\ndiskette: Failed in parsing snapshot param '{text}'"
+            "Invalid parameter '{unknown}'\n{}: Failed in parsing snapshot param '{text}'",
+            program::name()
         ))),
         None => Ok(SnapshotChoice::Exactly { id, name }),
     }
@@ -281,5 +282,5 @@ fn what_failed(error: &CopyError) -> String {
 
 /// Tells about a sector that is given up.
 fn warn(error: &CopyError) {
-    eprintln!("diskette: warning: {}", what_failed(error).replacen("at byte", "offset", 1));
+    eprintln!("{}: warning: {}", program::name(), what_failed(error).replacen("at byte", "offset", 1));
 }

@@ -14,17 +14,16 @@ use crate::image_opts::split_options;
 use crate::number::{self, MAX_OFFSET};
 use crate::open::{Opened, Wish, explain, open_plainly};
 use crate::output::{line, print};
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, program};
 
 pub(crate) fn run(args: &CreateArgs) -> Outcome {
     if wants_help(&args.options) {
         print_options(driver_for(&args.format)?, args.file.is_some());
         return Ok(0);
     }
-    let file = args
-        .file
-        .as_deref()
-        .ok_or_else(|| Failure::new("Expecting image file name\nTry 'diskette create --help' for more info"))?;
+    let file = args.file.as_deref().ok_or_else(|| {
+        Failure::new(format!("Expecting image file name\nTry '{} create --help' for more info", program::name()))
+    })?;
     let size = args.size.as_deref().map(|text| number::parse(text, "image size", 0..=MAX_OFFSET)).transpose()?;
     let in_file = |failure: Failure| failure.within(file);
     let driver = driver_for(&args.format).map_err(in_file)?;

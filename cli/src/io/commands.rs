@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diskette::engine::status::Chain;
+use diskette::event::Event;
+use diskette::filters::Blkdebug;
+use diskette::options::Options;
 use diskette::{Error, Image, Node, Preallocation, Range, ReadFlags, Want, WriteFlags, block_on};
 
 use super::discard_mode;
@@ -92,6 +95,7 @@ commands! {
     "aio_read" "" "CiP:qrv" (2, None), true, "[-Ciqrv] [-P pattern] off len [len..]", "asynchronously reads a number of bytes", aio_read;
     "aio_write" "" "CfiP:qruz" (2, None), true, "[-Cfiqruz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes", aio_write;
     "alloc" "a" "" (1, Some(2)), true, "offset [count]", "checks if offset is allocated in the file", alloc;
+    "break" "" "" (2, Some(2)), true, "event tag", "sets a breakpoint on event and tags the stopped request as tag", set_break;
     "close" "c" "" (0, Some(0)), false, "", "close the current open file", |shell, _| { shell.close(); Ok(()) };
     "discard" "d" "Cq" (2, None), true, "[-Cq] off len", "discards a number of bytes at a specified offset", discard;
     "flush" "f" "" (0, Some(0)), true, "", "flush all in-core file state to disk", flush;
@@ -103,10 +107,13 @@ commands! {
     "quit" "q" "" (0, Some(0)), false, "", "exit the program", |shell, _| { shell.quit(); Ok(()) };
     "read" "r" "bCl:pP:qrs:v" (2, None), true, "[-abCqrv] [-P pattern [-s off] [-l len]] off len", "reads a number of bytes at a specified offset", read;
     "readv" "rv" "CP:qrv" (2, None), true, "[-Cqrv] [-P pattern] off len [len..]", "reads a number of bytes at a specified offset", readv;
+    "remove_break" "" "" (1, Some(1)), true, "tag", "remove a breakpoint by tag", remove_break;
     "reopen" "" "c:o:rw" (0, None), true, "[(-r|-w)] [-c cache] [-o options]", "reopens an image with new options", reopen;
+    "resume" "" "" (1, Some(1)), true, "tag", "resumes the request tagged as tag", resume;
     "sigraise" "" "" (1, Some(1)), false, "signal", "raises a signal", sigraise;
     "sleep" "" "" (1, Some(1)), false, "", "waits for the given value in milliseconds", sleep;
     "truncate" "t" "m:" (1, Some(3)), true, "[-m prealloc_mode] off", "truncates the current file at the given offset", truncate;
+    "wait_break" "" "" (1, Some(1)), true, "tag", "waits for the suspension of a request", wait_break;
     "write" "w" "bcCfnpP:qrs:uz" (2, None), true, "[-bcCfnqruz] [-P pattern | -s source_file] off len", "writes a number of bytes at a specified offset", write;
     "writev" "" "CfP:qr" (2, None), true, "[-Cfqr] [-P pattern] off len [len..]", "writes a number of bytes at a specified offset", writev;
 }
@@ -192,7 +199,7 @@ fn readv(shell: &mut Shell, given: &Given) -> Outcome {
     let mut buffer = vec![0xab; len];
     let begun = Instant::now();
     block_on(image.read(offset, &mut buffer, ReadFlags::default()))
-        .map_err(|error| format!("read failed: {}", reason(&error)))?;
+        .map_err(|error| format!("readv failed: {}", reason(&error)))?;
     finish_read(given, expected, (0, len), offset, &buffer, begun)
 }
 
@@ -311,7 +318,7 @@ fn writev(shell: &mut Shell, given: &Given) -> Outcome {
     let flags = WriteFlags { force_unit_access: given.has('f'), ..WriteFlags::default() };
     let begun = Instant::now();
     block_on(image.write(offset, &vec![byte; len], flags))
-        .map_err(|error| format!("write failed: {}", reason(&error)))?;
+        .map_err(|error| format!("writev failed: {}", reason(&error)))?;
     output::print(&report(given, "wrote", offset, len, begun));
     Ok(())
 }
@@ -328,10 +335,10 @@ fn aio_read(shell: &mut Shell, given: &Given) -> Outcome {
     let (offset, len) = lengths(given)?;
     let image = shell.image()?;
     let given = given.flags();
-    shell.in_background(move || {
+    shell.in_background(async move {
         let mut buffer = vec![0xab; len];
         let begun = Instant::now();
-        match block_on(image.read(offset, &mut buffer, ReadFlags::default())) {
+        match image.read(offset, &mut buffer, ReadFlags::default()).await {
             Ok(()) => read_text(&given, expected, (0, len), offset, &buffer, begun).0,
             Err(error) => format!("readv failed: {}\n", reason(&error)),
         }
@@ -353,12 +360,12 @@ fn aio_write(shell: &mut Shell, given: &Given) -> Outcome {
     refuse_read_only(&image)?;
     let flags = WriteFlags { force_unit_access: given.has('f'), may_unmap: given.has('u'), ..WriteFlags::default() };
     let given = given.flags();
-    shell.in_background(move || {
+    shell.in_background(async move {
         let begun = Instant::now();
         let result = if zero {
-            block_on(image.write_zeroes(Range::new(offset, len as u64), flags))
+            image.write_zeroes(Range::new(offset, len as u64), flags).await
         } else {
-            block_on(image.write(offset, &vec![byte; len], flags))
+            image.write(offset, &vec![byte; len], flags).await
         };
         match result {
             Ok(()) => report(&given, "wrote", offset, len, begun),
@@ -491,11 +498,11 @@ fn open(shell: &mut Shell, given: &Given) -> Outcome {
         how.discard = discard_mode(mode)?;
     }
     match (given.value('o'), given.arguments.as_slice()) {
-        (None, [name]) => shell.open(name, None, false, how)?,
-        (Some(options), []) => shell.open(options, None, true, how)?,
+        (None, [name]) => shell.open(name, None, false, Options::new(), how)?,
+        (Some(options), []) => shell.open(options, None, true, Options::new(), how)?,
         (Some(options), [name]) => {
-            let options = format!("{options},file.filename={}", name.replace(',', ",,"));
-            shell.open(&options, None, true, how)?;
+            let options = Options::parse(options).map_err(Failure::from)?;
+            shell.open(name, None, false, options, how)?;
         }
         _ => return Err(Problem::Usage),
     }
@@ -520,6 +527,52 @@ fn reopen(shell: &mut Shell, given: &Given) -> Outcome {
         wish.cache = cache.unwrap_or(wish.cache);
     })?;
     Ok(())
+}
+
+/// The node of the image that has breakpoints, if there is one.
+fn with_debug<R>(image: &Arc<Image>, run: impl FnOnce(&Blkdebug) -> R) -> Option<R> {
+    let mut node = image.child(diskette::Role::File)?;
+    loop {
+        if let Some(found) = node.as_any().and_then(|any| any.downcast_ref::<Blkdebug>()) {
+            return Some(run(found));
+        }
+        node = node.child(diskette::Role::File)?;
+    }
+}
+
+fn set_break(shell: &mut Shell, given: &Given) -> Outcome {
+    let [name, tag] = given.arguments.as_slice() else { return Err(Problem::Usage) };
+    let image = shell.image()?;
+    let event = Event::by_name(name);
+    match event.and_then(|event| with_debug(&image, |node| node.add_breakpoint(event, tag))) {
+        Some(()) => Ok(()),
+        None => Err(Failure::new("Could not set a breakpoint: No such file or directory").into()),
+    }
+}
+
+fn remove_break(shell: &mut Shell, given: &Given) -> Outcome {
+    let [tag] = given.arguments.as_slice() else { return Err(Problem::Usage) };
+    match with_debug(&shell.image()?, |node| node.remove_breakpoint(tag)) {
+        Some(true) => Ok(()),
+        _ => Err(Failure::new(format!("Could not remove breakpoint {tag}: No such file or directory")).into()),
+    }
+}
+
+fn resume(shell: &mut Shell, given: &Given) -> Outcome {
+    let [tag] = given.arguments.as_slice() else { return Err(Problem::Usage) };
+    match with_debug(&shell.image()?, |node| node.resume(tag)) {
+        Some(true) => Ok(()),
+        _ => Err(Failure::new("Could not resume request: No such file or directory").into()),
+    }
+}
+
+fn wait_break(shell: &mut Shell, given: &Given) -> Outcome {
+    let [tag] = given.arguments.as_slice() else { return Err(Problem::Usage) };
+    shell.step();
+    match with_debug(&shell.image()?, |node| node.is_suspended(tag)) {
+        Some(true) => Ok(()),
+        _ => Err(Failure::new(format!("no request is going to be held up under '{tag}'")).into()),
+    }
 }
 
 fn sleep(_: &mut Shell, given: &Given) -> Outcome {

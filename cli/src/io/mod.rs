@@ -7,6 +7,8 @@ mod text;
 
 use std::io::{BufRead, IsTerminal, Write};
 
+use diskette::options::Options;
+
 use crate::args::IoArgs;
 use crate::open::cache_mode;
 use crate::{Failure, Outcome, output};
@@ -40,7 +42,7 @@ pub(crate) fn run(args: &IoArgs) -> Outcome {
     }
     let mut shell = Shell::new(defaults.clone());
     if let Some(name) = &args.file {
-        shell.open(name, args.format.as_deref(), args.image_opts, defaults)?;
+        shell.open(name, args.format.as_deref(), args.image_opts, Options::new(), defaults)?;
     }
     let succeeded =
         if args.commands.is_empty() { read_commands(&mut shell)? } else { run_all(&mut shell, &args.commands) };

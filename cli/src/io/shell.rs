@@ -1,9 +1,11 @@
 //! The open image, requests in the background, and how a line becomes a command.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::task::{Context, Poll, Waker};
 
 use diskette::native::CacheMode;
+use diskette::options::Options;
 use diskette::{Image, block_on};
 
 use super::commands::{self, Command, Outcome, Problem};
@@ -35,6 +37,9 @@ impl Default for Defaults {
     }
 }
 
+/// A request that runs beside others, and gives what it has to say.
+type Background = Pin<Box<dyn Future<Output = String>>>;
+
 /// What was opened, and how, so that it can be opened anew.
 struct Current {
     opened: Opened,
@@ -45,7 +50,8 @@ struct Current {
 pub(super) struct Shell {
     defaults: Defaults,
     current: Option<Current>,
-    background: Vec<JoinHandle<String>>,
+    /// Requests that were started and have not ended, in the order in which they were started.
+    background: Vec<Background>,
     has_quit: bool,
 }
 
@@ -76,23 +82,22 @@ impl Shell {
         name: &str,
         format: Option<&str>,
         image_opts: bool,
+        options: Options,
         how: Defaults,
     ) -> Result<(), Failure> {
         if self.current.is_some() {
             return Err(Failure::new("file open already, try 'help close'"));
-        }
-        for (asked, what) in [(how.snapshot, "-s"), (how.copy_on_read, "-C")] {
-            if asked {
-                return Err(Failure::new(format!("{what} is not supported")));
-            }
         }
         let wish = Wish {
             format: format.map(str::to_string),
             image_opts,
             force_share: how.force_share,
             cache: how.cache.unwrap_or_default(),
-            writable: !how.read_only,
+            writable: !how.read_only || how.snapshot,
             discard: how.discard,
+            temporary: how.snapshot,
+            copy_on_read: how.copy_on_read,
+            options,
             ..Wish::default()
         };
         let opened = open::open_plainly(name, &wish).map_err(|failure| {
@@ -117,15 +122,34 @@ impl Shell {
 
     /// Waits for what runs in the background and says what became of it.
     pub(super) fn drain(&mut self) {
-        for request in self.background.drain(..) {
-            if let Ok(text) = request.join() {
-                output::print(&text);
-            }
+        self.step();
+        if !self.background.is_empty() {
+            eprintln!("{} requests are held up and are given up", self.background.len());
+            self.background.clear();
         }
     }
 
-    pub(super) fn in_background(&mut self, request: impl FnOnce() -> String + Send + 'static) {
-        self.background.push(std::thread::spawn(request));
+    /// Starts a request that runs beside those that follow. It gets as far as it can at once.
+    pub(super) fn in_background(&mut self, request: impl Future<Output = String> + 'static) {
+        self.background.push(Box::pin(request));
+        self.step();
+    }
+
+    /// Lets what runs in the background go on until it waits for something that a command has to do.
+    pub(super) fn step(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        let mut index = 0;
+        while let Some(request) = self.background.get_mut(index) {
+            match request.as_mut().poll(&mut context) {
+                Poll::Ready(text) => {
+                    drop(self.background.remove(index));
+                    output::print(&text);
+                    // Others may have waited for it.
+                    index = 0;
+                }
+                Poll::Pending => index += 1,
+            }
+        }
     }
 
     pub(super) fn close(&mut self) {
@@ -150,6 +174,7 @@ impl Shell {
             return false;
         }
         let outcome = self.parse_and_run(command, rest);
+        self.step();
         match outcome {
             Ok(()) => true,
             Err(Problem::Said) => false,

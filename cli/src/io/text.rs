@@ -25,7 +25,8 @@ pub(super) fn amount(bytes: f64) -> String {
 
 /// An offset or a length. Fails with what is wrong.
 pub(super) fn number(text: &str) -> Result<u64, String> {
-    match parse_size(text) {
+    // As the C library reads numbers, space in front does not count.
+    match parse_size(text.trim_start()) {
         Some(number) if i64::try_from(number).is_ok() => Ok(number),
         Some(_) => Err(format!("Parsing error: argument too large -- {text}")),
         None => Err(format!("Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- {text}")),

@@ -157,6 +157,7 @@ fn too_large(at: u64, len: u32) -> Error {
         alloc::format!("Header extension too large: {len} bytes reach beyond the space for extensions"),
     )
     .at_offset(at)
+    .with_headline("Header extension too large")
 }
 
 fn wrong_size(what: &str, at: u64, found: usize, expected: usize) -> Error {

@@ -234,10 +234,14 @@ impl Header {
         padded[..available].copy_from_slice(&bytes[..available]);
         let mut raw = RawHeader::parse(&padded).ok_or_else(|| truncated("the header", V2_SIZE))?;
         if available >= 4 && raw.magic != MAGIC {
-            return Err(Problem::Magic { found: raw.magic }.invalid_at(0));
+            return Err(Problem::Magic { found: raw.magic }
+                .invalid_at(0)
+                .with_headline("Image is not in qcow2 format"));
         }
         if available >= 8 && !(2..=3).contains(&raw.version) {
-            return Err(Error::new(ErrorKind::Unsupported, Problem::Version { found: raw.version }).at_offset(4));
+            return Err(Error::new(ErrorKind::Unsupported, Problem::Version { found: raw.version })
+                .at_offset(4)
+                .with_headline(alloc::format!("Unsupported qcow2 version {}", raw.version)));
         }
         if available < V2_SIZE || (raw.version == 3 && available < V3_SIZE) {
             return Err(truncated("the header", if raw.version == 3 { V3_SIZE } else { V2_SIZE }));
@@ -252,18 +256,22 @@ impl Header {
             Problem::Field { field, found, expected: expected.to_string() }.invalid_at(offset)
         };
         let Some(cluster) = ClusterBits::new(raw.cluster_bits) else {
-            return Err(field("cluster_bits", 20, raw.cluster_bits.into(), "9 to 21 (Unsupported cluster size)"));
+            return Err(field("cluster_bits", 20, raw.cluster_bits.into(), "9 to 21")
+                .with_headline(alloc::format!("Unsupported cluster size: 2^{}", raw.cluster_bits)));
         };
         if raw.version == 3 {
-            if (raw.header_length as usize) < V3_SIZE || !raw.header_length.is_multiple_of(8) {
-                return Err(field("header_length", 100, raw.header_length.into(), "a multiple of 8, at least 104"));
-            }
             if u64::from(raw.header_length) > cluster.size() {
-                return Err(field("header_length", 100, raw.header_length.into(), "at most one cluster"));
+                return Err(field("header_length", 100, raw.header_length.into(), "at most one cluster")
+                    .with_headline("qcow2 header exceeds cluster size"));
+            }
+            if (raw.header_length as usize) < V3_SIZE || !raw.header_length.is_multiple_of(8) {
+                return Err(field("header_length", 100, raw.header_length.into(), "a multiple of 8, at least 104")
+                    .with_headline("qcow2 header too short"));
             }
         }
         if raw.refcount_order > 6 {
-            return Err(field("refcount_order", 96, raw.refcount_order.into(), "0 to 6"));
+            return Err(field("refcount_order", 96, raw.refcount_order.into(), "0 to 6")
+                .with_headline("Reference count entry width too large; may not exceed 64 bits"));
         }
         let encryption = match raw.crypt_method {
             0 => Encryption::None,
@@ -292,29 +300,58 @@ impl Header {
 
     fn check_tables(&self, length: u64) -> Result<()> {
         let Header { raw, cluster, .. } = self;
-        let field = |field, offset, found: u64, expected: &str| -> Result<()> {
-            Err(Problem::Field { field, found, expected: expected.to_string() }.invalid_at(offset))
+        let field = |field, offset, found: u64, expected: &str, headline: &'static str| -> Result<()> {
+            Err(Problem::Field { field, found, expected: expected.to_string() }
+                .invalid_at(offset)
+                .with_headline(headline))
         };
         if raw.backing_file_offset != 0 {
             if raw.backing_file_size > MAX_BACKING_NAME {
-                return field("backing_file_size", 16, raw.backing_file_size.into(), "at most 1023");
+                return field(
+                    "backing_file_size",
+                    16,
+                    raw.backing_file_size.into(),
+                    "at most 1023",
+                    "Backing file name too long",
+                );
             }
             if raw.backing_file_offset.saturating_add(raw.backing_file_size.into()) > cluster.size() {
-                return field("backing_file_offset", 8, raw.backing_file_offset, "a name within the first cluster");
+                return field(
+                    "backing_file_offset",
+                    8,
+                    raw.backing_file_offset,
+                    "a name within the first cluster",
+                    "Invalid backing file offset",
+                );
             }
         }
         let l1_bytes = u64::from(raw.l1_size) * 8;
+        if self.l1_entries_for(raw.size) > i32::MAX as u64 {
+            return field("size", 24, raw.size, "a size that 2^31 L1 entries can cover", "Image is too big");
+        }
         if l1_bytes > MAX_L1_BYTES {
-            return field("l1_size", 36, raw.l1_size.into(), "at most 4194304 (Active L1 table too large)");
+            return field("l1_size", 36, raw.l1_size.into(), "at most 4194304", "Active L1 table too large");
         }
         if u64::from(raw.l1_size) < self.l1_entries_for(raw.size) {
-            return field("l1_size", 36, raw.l1_size.into(), "enough entries for the size (L1 table is too small)");
+            return field("l1_size", 36, raw.l1_size.into(), "enough entries for the size", "L1 table is too small");
         }
         if !cluster.is_aligned(raw.l1_table_offset) || raw.l1_table_offset >= MAX_HOST_OFFSET {
-            return field("l1_table_offset", 40, raw.l1_table_offset, "a multiple of the cluster size");
+            return field(
+                "l1_table_offset",
+                40,
+                raw.l1_table_offset,
+                "a multiple of the cluster size",
+                "Active L1 table offset invalid",
+            );
         }
         if l1_bytes > 0 && raw.l1_table_offset.saturating_add(l1_bytes) > length {
-            return field("l1_table_offset", 40, raw.l1_table_offset, "a table within the file (L1 table)");
+            return field(
+                "l1_table_offset",
+                40,
+                raw.l1_table_offset,
+                "a table within the file",
+                "Could not read L1 table",
+            );
         }
         let refcount_bytes = u64::from(raw.refcount_table_clusters) << cluster.bits();
         if refcount_bytes > MAX_REFCOUNT_TABLE_BYTES {
@@ -322,7 +359,8 @@ impl Header {
                 "refcount_table_clusters",
                 56,
                 raw.refcount_table_clusters.into(),
-                "at most 8 MiB (Image does not contain a reference count table, or it is too large)",
+                "at most 8 MiB of clusters",
+                "Reference count table too large",
             );
         }
         if raw.refcount_table_clusters == 0 {
@@ -330,20 +368,39 @@ impl Header {
                 "refcount_table_clusters",
                 56,
                 0,
-                "at least 1 (Image does not contain a reference count table)",
+                "at least 1",
+                "Image does not contain a reference count table",
             );
         }
         if !cluster.is_aligned(raw.refcount_table_offset) || raw.refcount_table_offset >= MAX_HOST_OFFSET {
-            return field("refcount_table_offset", 48, raw.refcount_table_offset, "a multiple of the cluster size");
+            return field(
+                "refcount_table_offset",
+                48,
+                raw.refcount_table_offset,
+                "a multiple of the cluster size",
+                "Reference count table offset invalid",
+            );
         }
         if raw.nb_snapshots > MAX_SNAPSHOTS {
-            return field("nb_snapshots", 60, raw.nb_snapshots.into(), "at most 65536 (Too many snapshots)");
+            return field("nb_snapshots", 60, raw.nb_snapshots.into(), "at most 65536", "Snapshot table too large");
         }
         if !cluster.is_aligned(raw.snapshots_offset) {
-            return field("snapshots_offset", 64, raw.snapshots_offset, "a multiple of the cluster size");
+            return field(
+                "snapshots_offset",
+                64,
+                raw.snapshots_offset,
+                "a multiple of the cluster size",
+                "Snapshot table offset invalid",
+            );
         }
         if self.is_extended() && cluster.bits() < 14 {
-            return field("cluster_bits", 20, cluster.bits().into(), "at least 14 with extended L2 entries");
+            return field(
+                "cluster_bits",
+                20,
+                cluster.bits().into(),
+                "at least 14 with extended L2 entries",
+                "Cluster size too small for extended L2 entries",
+            );
         }
         Ok(())
     }
@@ -359,17 +416,24 @@ impl Header {
         if unknown == 0 {
             return Ok(());
         }
-        let names: Vec<String> = (0..64)
-            .filter(|bit| unknown >> bit & 1 == 1)
-            .map(|bit| {
-                let name = table.iter().find(|feature| feature.kind == 0 && u32::from(feature.bit) == bit);
-                match name {
-                    Some(feature) => alloc::format!("{} (incompatible bit {bit})", feature.name),
-                    None => alloc::format!("Unknown incompatible feature: {:x} (incompatible bit {bit})", 1u64 << bit),
-                }
+        let bits = || (0..64).filter(|bit| unknown >> bit & 1 == 1);
+        let name_of = |bit: &u32| table.iter().find(|feature| feature.kind == 0 && u32::from(feature.bit) == *bit);
+        let names: Vec<String> = bits()
+            .map(|bit| match name_of(&bit) {
+                Some(feature) => alloc::format!("{} (incompatible bit {bit})", feature.name),
+                None => alloc::format!("Unknown incompatible feature: {:x} (incompatible bit {bit})", 1u64 << bit),
             })
             .collect();
-        Err(Error::new(ErrorKind::Unsupported, Problem::Features { names: names.join(", ") }).at_offset(72))
+        // QEMU names those that have a name in the order of the table, and all others by one number.
+        let named = table.iter().filter(|feature| feature.kind == 0 && unknown >> feature.bit & 1 == 1);
+        let mut brief: Vec<String> = named.map(|feature| feature.name.clone()).collect();
+        let nameless: u64 = bits().filter(|bit| name_of(bit).is_none()).map(|bit| 1u64 << bit).sum();
+        if nameless != 0 {
+            brief.push(alloc::format!("Unknown incompatible feature: {nameless:x}"));
+        }
+        Err(Error::new(ErrorKind::Unsupported, Problem::Features { names: names.join(", ") })
+            .at_offset(72)
+            .with_headline(alloc::format!("Unsupported qcow2 feature(s): {}", brief.join(", "))))
     }
 
     /// Whether L2 entries have subclusters.

@@ -27,11 +27,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::cache::{Cache, Level};
+use crate::cache::{Cache, Level, LevelEvents};
 use crate::describe::{Bitmap, Details, SnapshotChoice, Value};
 use crate::drivers::{Driver, Evidence, Probe};
 use crate::engine::{Allocation, CheckReport, Format, InPlace, SnapshotChange};
 use crate::error::Result;
+use crate::event::Event;
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
 use crate::op::{Op, if_writing};
 use crate::sync::{Lock, Mutex};
@@ -57,6 +58,14 @@ const REFCOUNT_BLOCK: Level = 0;
 const REFCOUNT_TABLE: Level = 1;
 const L2_TABLE: Level = 2;
 const L1_TABLE: Level = 3;
+
+/// What is announced before such tables are read and written.
+const TABLE_EVENTS: &[LevelEvents] = &[
+    LevelEvents { load: Event::RefblockLoad, write: Event::RefblockUpdatePart },
+    LevelEvents { load: Event::ReftableLoad, write: Event::RefblockAllocHookup },
+    LevelEvents { load: Event::L2Load, write: Event::L2Update },
+    LevelEvents { load: Event::None, write: Event::L1Update },
+];
 
 /// The L1 and the refcount table are kept in memory in pieces of at most this many bytes.
 const PIECE_BYTES: u64 = 64 << 10;

@@ -83,7 +83,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         }),
         metadata: Metadata::new(&header, &extensions, &directory),
         refcounts: Lock::new(Refcounts::new(raw.refcount_table_offset, raw.refcount_table_clusters.into())),
-        cache: Cache::new(options.budgets.metadata_bytes.max(8 * header.cluster.size() as usize)),
+        cache: Cache::new(options.budgets.metadata_bytes.max(8 * header.cluster.size() as usize), super::TABLE_EVENTS),
         changing: AtomicBool::new(false),
         at_snapshot: false,
         pass_discard: options.image.discard,
@@ -118,7 +118,8 @@ fn check_writable(header: &Header) -> Result<()> {
     let bits = header.raw.incompatible_features;
     let refuse = |text: &str| Err(Error::new(ErrorKind::Denied, text.to_string()).at_offset(72));
     if bits & INCOMPATIBLE_CORRUPT != 0 {
-        return refuse("Image is corrupt; cannot be opened read/write. Open it read-only to save what can be read");
+        return refuse("Image is corrupt; cannot be opened read/write. Open it read-only to save what can be read")
+            .map_err(|error: Error| error.with_headline("qcow2: Image is corrupt; cannot be opened read/write"));
     }
     if bits & INCOMPATIBLE_DIRTY != 0 {
         return refuse(

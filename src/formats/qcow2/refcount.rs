@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use crate::cache::Level;
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, announce};
 use crate::formats::qcow2::header::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, Problem};
 use crate::formats::qcow2::table::{refcount, refcount_place, set_refcount, word};
 use crate::formats::qcow2::{L2_TABLE, PIECE_BYTES, Qcow2, REFCOUNT_BLOCK, REFCOUNT_TABLE};
@@ -189,6 +190,7 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::TooLarge, "the refcount table cannot grow beyond 8 MiB"));
         }
         self.check_overlap(Range::new(start, end - start))?;
+        announce(&*self.file, Event::ReftableGrow).await?;
         // The new table is made from the old one on disk, so late refcounts have to be there too.
         self.write_back_from(refcounts, REFCOUNT_BLOCK).await?;
         let mut table = vec![0; table_bytes as usize];
@@ -202,14 +204,17 @@ impl Qcow2 {
                 place.copy_from_slice(&at.to_be_bytes());
             }
             let bytes = self.block_with_used((blocks + table_clusters).saturating_sub(block * per_block));
+            announce(&*self.file, Event::RefblockAllocWriteBlocks).await?;
             self.file.write(at, &bytes, WriteFlags::default()).await?;
         }
         let table_offset = start + (blocks << cluster.bits());
+        announce(&*self.file, Event::RefblockAllocWriteTable).await?;
         self.file.write(table_offset, &table, WriteFlags::default()).await?;
         self.file.flush().await?;
         let mut pointer = [0; 12];
         pointer[..8].copy_from_slice(&table_offset.to_be_bytes());
         pointer[8..].copy_from_slice(&(table_clusters as u32).to_be_bytes());
+        announce(&*self.file, Event::RefblockAllocSwitchTable).await?;
         self.file.write(48, &pointer, WriteFlags::default()).await?;
         // From here on the new table counts, even if the flush fails: nothing may go to the old one any more.
         for block in 0..blocks {
@@ -229,6 +234,7 @@ impl Qcow2 {
 
     /// Takes up to `wanted` free clusters in a row and gives their offset and number.
     pub(super) async fn take_clusters(&self, refcounts: &mut Refcounts, wanted: u64) -> Result<(u64, u64)> {
+        announce(&*self.file, Event::ClusterAlloc).await?;
         let per_block = self.refcounts_per_block();
         let order = self.header.raw.refcount_order;
         let cluster = self.header.cluster;
@@ -304,6 +310,7 @@ impl Qcow2 {
     /// Takes `len` bytes, less than a cluster, for compressed data. They share host clusters with those taken before,
     /// and each host cluster they touch is referred to once more.
     pub(super) async fn take_bytes(&self, refcounts: &mut Refcounts, len: u64) -> Result<u64> {
+        announce(&*self.file, Event::ClusterAllocBytes).await?;
         let cluster = self.header.cluster;
         let shared = refcounts.compressed_end;
         let room = if shared == 0 { 0 } else { cluster.size() - cluster.within(shared) };
@@ -407,6 +414,7 @@ impl Qcow2 {
     /// Takes one reference from the cluster at `host`, at once: nothing on disk may refer to it any more. Returns whether
     /// it was the last.
     pub(super) async fn drop_reference(&self, refcounts: &mut Refcounts, host: u64) -> Result<bool> {
+        announce(&*self.file, Event::ClusterFree).await?;
         let per_block = self.refcounts_per_block();
         let order = self.header.raw.refcount_order;
         let index = host >> self.header.cluster.bits();

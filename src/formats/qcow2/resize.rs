@@ -3,6 +3,7 @@
 use alloc::vec;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, announce};
 use crate::formats::qcow2::header::MAX_L1_BYTES;
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
 use crate::node::{Preallocation, ReadFlags, WriteFlags};
@@ -72,14 +73,17 @@ impl Qcow2 {
             return Ok(());
         }
         let entries = entries.max(old.l1_entries + old.l1_entries / 2).min(MAX_L1_BYTES / 8);
+        announce(&*self.file, Event::L1GrowAllocTable).await?;
         let at = self.take_contiguous(&mut refcounts, cluster.count(entries * 8)).await?;
         self.write_back(&mut refcounts).await?;
         let mut table = vec![0; (cluster.count(entries * 8) << cluster.bits()) as usize];
         if let Some(kept) = table.get_mut(..(old.l1_entries * 8) as usize) {
             self.file.read(old.l1_offset, kept, ReadFlags::default()).await?;
         }
+        announce(&*self.file, Event::L1GrowWriteTable).await?;
         self.file.write(at, &table, WriteFlags::default()).await?;
         self.file.flush().await?;
+        announce(&*self.file, Event::L1GrowActivateTable).await?;
         let mut pointer = [0; 12];
         pointer[..4].copy_from_slice(&(entries as u32).to_be_bytes());
         pointer[4..].copy_from_slice(&at.to_be_bytes());

@@ -115,7 +115,9 @@ pub(super) async fn read_table(file: &dyn Node, header: &Header) -> Result<Direc
     let mut at = header.raw.snapshots_offset;
     for index in 0..header.raw.nb_snapshots {
         if at - header.raw.snapshots_offset > MAX_TABLE_BYTES {
-            return Err(Error::invalid("the snapshot table is larger than 64 MiB").at_offset(at));
+            return Err(Error::invalid("the snapshot table is larger than 64 MiB")
+                .at_offset(at)
+                .with_headline("Snapshot table too large"));
         }
         let (snapshot, len) = read_entry(file, header, at).await.map_err(|error| {
             Error::new(error.kind(), alloc::format!("snapshot table entry {index}: {error}")).at_offset(at)

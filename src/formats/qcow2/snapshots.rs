@@ -12,6 +12,7 @@ use byteorder::{BE, ByteOrder};
 use crate::describe::Snapshot;
 use crate::engine::SnapshotChange;
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, announce};
 use crate::formats::qcow2::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
 use crate::formats::qcow2::refcount::Refcounts;
 use crate::formats::qcow2::snapshot::{Directory, MAX_TABLE_BYTES, StoredSnapshot};
@@ -157,6 +158,7 @@ impl Qcow2 {
 
     /// Leaves the active table without an entry, and gives back what it referred to.
     pub(super) async fn drop_everything(&self) -> Result<()> {
+        announce(&*self.file, Event::EmptyImagePrepare).await?;
         self.begin_changing().await?;
         let mut refcounts = self.lock_refcounts().await;
         self.write_back(&mut refcounts).await?;
