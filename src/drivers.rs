@@ -77,6 +77,30 @@ pub struct CreateOption {
     pub help: &'static str,
 }
 
+/// What a driver gets to tell how large a new image will be.
+pub struct MeasureContext<'a> {
+    /// Size of the disk in bytes.
+    pub size: u64,
+    /// What will be copied into it; without, it stays empty.
+    pub source: Option<&'a Arc<dyn Node>>,
+    /// Options of the new image, as for [`CreateContext`].
+    pub options: &'a BTreeMap<String, String>,
+}
+
+/// How large a new image will be, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measurement {
+    /// With what will be copied into it.
+    pub required: u64,
+    /// Once all of the disk is allocated.
+    pub fully_allocated: u64,
+    /// What the bitmaps of the source add to either, if it can have any.
+    pub bitmaps: Option<u64>,
+}
+
+/// A function that tells how large a new image will be.
+pub type Measure = for<'a> fn(MeasureContext<'a>) -> BoxFuture<'a, Result<Measurement>>;
+
 /// A function that makes a new image in an empty file.
 pub type Create = for<'a> fn(CreateContext<'a>) -> BoxFuture<'a, Result<()>>;
 
@@ -92,6 +116,8 @@ pub struct Driver {
     pub create: Option<Create>,
     /// The options of `create`, besides `size`.
     pub create_options: &'static [CreateOption],
+    /// Tells how large a new image will be, if the format knows.
+    pub measure: Option<Measure>,
     /// The names of the options of `open` ([`OpenOptions::driver_options`]); one that ends with a dot stands for all that
     /// begin with it.
     pub open_options: &'static [&'static str],

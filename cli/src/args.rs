@@ -32,6 +32,12 @@ pub(crate) enum Command {
     Rebase(RebaseArgs),
     /// List, make, apply and delete the internal snapshots of an image
     Snapshot(SnapshotArgs),
+    /// Tell how large a new image will be
+    Measure(MeasureArgs),
+    /// Copy an image, or a part of it, in blocks
+    Dd(DdArgs),
+    /// Time requests to an image
+    Bench(BenchArgs),
     /// Exercise an image: reads, writes and more, one command at a time
     Io(IoArgs),
     /// Print a completion script for a shell
@@ -350,6 +356,104 @@ pub(crate) struct SnapshotArgs {
     /// Delete a snapshot by its name
     #[arg(short = 'd', long, value_name = "SNAPSHOT")]
     pub(crate) delete: Option<String>,
+    /// Print nothing
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// The image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MeasureArgs {
+    /// Format of the new image
+    #[arg(short = 'O', long, value_name = "FMT", default_value = "raw")]
+    pub(crate) target_format: String,
+    /// Options of the new image
+    #[arg(short = 'o', long = "options", value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
+    /// Size of the disk, instead of an image to copy
+    #[arg(short = 's', long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) size: Option<String>,
+    /// Take an internal snapshot of the image
+    #[arg(short = 'l', long, value_name = "SNAPSHOT_PARAM")]
+    pub(crate) snapshot: Option<String>,
+    /// Format of the image; guessed from its contents without
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<String>,
+    /// FILENAME is a list of options
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+    /// Open even if another process has the image open for writing
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+    /// The image to copy
+    #[arg(value_name = "FILENAME")]
+    pub(crate) files: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DdArgs {
+    /// Format of the input; guessed from its contents without
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<String>,
+    /// The input is a list of options
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+    /// Format of the output; raw without
+    #[arg(short = 'O', long, value_name = "OUTPUT_FMT", default_value = "raw")]
+    pub(crate) output_format: String,
+    /// Open even if another process has the input open for writing
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+    /// if=INPUT of=OUTPUT bs=BLOCK_SIZE count=BLOCKS skip=BLOCKS
+    #[arg(value_name = "OPERAND")]
+    pub(crate) operands: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// Cache mode of the image
+    #[arg(short = 't', long, value_name = "CACHE")]
+    pub(crate) cache: Option<String>,
+    /// Number of requests
+    #[arg(short = 'c', long, value_name = "COUNT", allow_hyphen_values = true)]
+    pub(crate) count: Option<String>,
+    /// Requests in flight
+    #[arg(short = 'd', long, value_name = "DEPTH", allow_hyphen_values = true)]
+    pub(crate) depth: Option<String>,
+    /// Where the first request begins
+    #[arg(short = 'o', long, value_name = "OFFSET", allow_hyphen_values = true)]
+    pub(crate) offset: Option<String>,
+    /// Bytes of a request
+    #[arg(short = 's', long, value_name = "BUFFER_SIZE", allow_hyphen_values = true)]
+    pub(crate) buffer_size: Option<String>,
+    /// Bytes from one request to the next
+    #[arg(short = 'S', long, value_name = "STEP_SIZE", allow_hyphen_values = true)]
+    pub(crate) step_size: Option<String>,
+    /// Accepted; has no effect
+    #[arg(short = 'i', long, value_name = "AIO")]
+    pub(crate) aio: Option<String>,
+    /// Accepted; has no effect
+    #[arg(short = 'n', long)]
+    pub(crate) native: bool,
+    /// Write rather than read
+    #[arg(short = 'w', long)]
+    pub(crate) write: bool,
+    /// The byte that is written
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true)]
+    pub(crate) pattern: Option<String>,
+    /// Flush after so many requests
+    #[arg(long, value_name = "FLUSH_INTERVAL", allow_hyphen_values = true)]
+    pub(crate) flush_interval: Option<String>,
+    /// Do not wait for requests in flight before a flush
+    #[arg(long)]
+    pub(crate) no_drain: bool,
     /// Print nothing
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,

@@ -88,7 +88,7 @@ fn open_sources(args: &ConvertArgs, settings: &Settings, names: &[String]) -> Re
 }
 
 /// The snapshot that `-l` means.
-fn snapshot_choice(text: &str) -> Result<SnapshotChoice, Failure> {
+pub(crate) fn snapshot_choice(text: &str) -> Result<SnapshotChoice, Failure> {
     if !text.starts_with("snapshot.") {
         return Ok(SnapshotChoice::IdOrName(text.into()));
     }

@@ -13,6 +13,7 @@ use crate::args::IoArgs;
 use crate::open::cache_mode;
 use crate::{Failure, Outcome, output};
 use shell::{Defaults, Shell};
+pub(crate) use text::reason;
 
 /// What is shown when a command is awaited.
 const PROMPT: &str = "qemu-io> ";

@@ -54,7 +54,7 @@ pub(super) fn pattern(text: &str) -> Result<u8, String> {
 }
 
 /// What an error is called by its number.
-pub(super) fn reason(error: &Error) -> String {
+pub(crate) fn reason(error: &Error) -> String {
     let text = std::io::Error::from_raw_os_error(error.kind().errno()).to_string();
     text.split(" (os error").next().unwrap_or(&text).to_string()
 }

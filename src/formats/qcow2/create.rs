@@ -78,7 +78,7 @@ pub(super) fn create(context: CreateContext<'_>) -> BoxFuture<'_, Result<()>> {
 
 /// What was asked for, checked.
 #[derive(Clone, Debug)]
-struct Plan {
+pub(super) struct Plan {
     size: u64,
     version: u32,
     cluster: ClusterBits,
@@ -94,7 +94,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(size: u64, options: &BTreeMap<String, String>) -> Result<Self> {
+    pub(super) fn new(size: u64, options: &BTreeMap<String, String>) -> Result<Self> {
         for name in options.keys() {
             if name.starts_with("encrypt") {
                 return Err(Error::unsupported(alloc::format!(
@@ -233,6 +233,48 @@ impl Plan {
             ));
         }
         Ok(self)
+    }
+
+    pub(super) fn cluster(&self) -> ClusterBits {
+        self.cluster
+    }
+
+    pub(super) fn preallocation(&self) -> Preallocation {
+        self.preallocation
+    }
+
+    /// Whether space for all data is set aside.
+    pub(super) fn is_filled(&self) -> bool {
+        matches!(self.preallocation, Preallocation::Falloc | Preallocation::Full)
+    }
+
+    pub(super) fn has_backing(&self) -> bool {
+        self.backing.is_some()
+    }
+
+    pub(super) fn is_version_3(&self) -> bool {
+        self.version >= 3
+    }
+
+    /// Bytes of metadata once `size` bytes of data are stored: header, refcounts, L1 and L2 tables.
+    pub(super) fn metadata_bytes(&self, size: u64) -> u64 {
+        let cluster = self.cluster.size();
+        let entry = if self.extended { 16 } else { 8 };
+        let l2_tables = (size / cluster).div_ceil(cluster / entry);
+        let l1 = (l2_tables * 8).div_ceil(cluster);
+        let described = 1 + l1 + l2_tables + size / cluster;
+        let per_block = (cluster * 8) >> self.refcount_order;
+        // Refcounts count the clusters that they take themselves.
+        let (mut blocks, mut table) = (0, 0);
+        loop {
+            let more = (described + blocks + table).div_ceil(per_block);
+            let larger = (more * 8).div_ceil(cluster);
+            if (more, larger) == (blocks, table) {
+                break;
+            }
+            (blocks, table) = (more, larger);
+        }
+        (1 + l1 + l2_tables + blocks + table) * cluster
     }
 
     fn l1_entries(&self) -> u64 {

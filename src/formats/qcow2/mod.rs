@@ -13,6 +13,7 @@ mod encryption;
 pub mod extension;
 pub mod header;
 mod map;
+mod measure;
 mod metadata;
 mod open;
 mod refcount;
@@ -50,6 +51,7 @@ pub static DRIVER: Driver = Driver {
     open: open::open,
     create: if cfg!(feature = "write") { Some(create::create) } else { None },
     create_options: create::OPTIONS,
+    measure: Some(measure::measure),
     open_options: open::OPTIONS,
 };
 

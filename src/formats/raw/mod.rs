@@ -6,7 +6,9 @@ use alloc::string::String;
 use alloc::sync::Arc;
 
 use crate::describe::Details;
-use crate::drivers::{CreateContext, CreateOption, Driver, Evidence, OpenContext, OpenedFormat, Probe};
+use crate::drivers::{
+    CreateContext, CreateOption, Driver, Evidence, MeasureContext, Measurement, OpenContext, OpenedFormat, Probe,
+};
 use crate::engine::{Format, InPlace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, State, Want, WriteFlags};
@@ -24,6 +26,7 @@ pub static DRIVER: Driver = Driver {
         help: "Preallocation mode (allowed values: off, falloc, full)",
     }],
     open_options: &["offset", "size"],
+    measure: Some(measure),
 };
 
 fn probe(_: &Probe<'_>) -> Option<Evidence> {
@@ -48,6 +51,13 @@ fn create(context: CreateContext<'_>) -> BoxFuture<'_, Result<()>> {
         };
         context.file.resize(context.size, preallocation).await?;
         context.file.flush().await
+    })
+}
+
+fn measure(context: MeasureContext<'_>) -> BoxFuture<'_, Result<Measurement>> {
+    Box::pin(async move {
+        let size = context.size.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(context.size);
+        Ok(Measurement { required: size, fully_allocated: size, bitmaps: None })
     })
 }
 
