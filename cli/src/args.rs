@@ -193,7 +193,7 @@ pub(crate) struct ConvertArgs {
     /// Format of the target's backing image
     #[arg(short = 'F', long = "backing-format", value_name = "BACKING_FMT")]
     pub(crate) backing_format: Option<String>,
-    /// Compress the target (not supported)
+    /// Compress the target
     #[arg(short = 'c', long)]
     pub(crate) compress: bool,
     /// Runs of zeroes at least this long are not stored; 0 stores everything

@@ -124,22 +124,53 @@ impl Image {
         let request = self.requests.begin(RequestKind::Write, Range::new(at, from.len() as u64));
         request.mark_serialising(cluster);
         request.wait().await;
-        let mut padded = Vec::new();
         for (index, part) in (0u64..).zip(from.chunks(cluster as usize)) {
             let start = at + index * cluster;
-            let whole = if part.len() as u64 == cluster {
-                part
-            } else {
-                padded.extend_from_slice(part);
-                padded.resize(cluster as usize, 0);
-                &padded
-            };
-            match self.format.compress(whole)? {
+            match self.compress(part)? {
                 Some(compressed) => self.format.store_compressed(start, &compressed).await?,
                 None => self.write_mapped(&request, start, part).await?,
             }
         }
         Ok(())
+    }
+
+    /// Compresses the contents of one cluster, of which the last of the disk may be a part. `None` if that saves nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the image cannot store compressed clusters.
+    pub fn compress(&self, cluster: &[u8]) -> Result<Option<Vec<u8>>> {
+        let size = self.granularity() as usize;
+        if cluster.len() == size {
+            return self.format.compress(cluster);
+        }
+        let mut padded = cluster.to_vec();
+        padded.resize(size, 0);
+        self.format.compress(&padded)
+    }
+
+    /// Stores the cluster at guest offset `at` as [`Image::compress`] gave it, or as it is. So the work of compressing can
+    /// be done elsewhere, and what is stored comes in the order of these calls.
+    ///
+    /// # Errors
+    /// As for a write; [`ErrorKind::Invalid`] unless `cluster` is one whole cluster, or what is left of the disk.
+    pub async fn write_cluster(&self, at: u64, cluster: &[u8], compressed: Option<&[u8]>) -> Result<()> {
+        let range = Range::new(at, cluster.len() as u64);
+        self.check_write(range)?;
+        let unit = self.granularity();
+        if !at.is_multiple_of(unit)
+            || range.len > unit
+            || (range.len < unit && range.end() != self.format.info().length)
+        {
+            return Err(self.explain(Error::invalid("compressed data comes in whole clusters")));
+        }
+        let request = self.requests.begin(RequestKind::Write, range);
+        request.mark_serialising(unit);
+        request.wait().await;
+        let stored = match compressed {
+            Some(bytes) => self.format.store_compressed(at, bytes).await,
+            None => self.write_mapped(&request, at, cluster).await,
+        };
+        stored.map_err(|error| self.explain(error))
     }
 
     /// Reads VM state, `at` bytes from where it begins. What was never written reads as zeroes.

@@ -49,6 +49,8 @@ pub struct CopyOptions {
     /// Whether workers write as soon as they can, rather than in the order of the disk. Targets that do not allocate are
     /// laid out alike in any order, so it makes no difference there.
     pub out_of_order: bool,
+    /// Whether whole clusters are stored compressed, where that saves space.
+    pub compress: bool,
     /// Most bytes that are written in a second; 0 for no limit.
     pub bytes_per_second: u64,
     /// Is told of every sector that cannot be read, which is then taken for zeroes. Without it, the copy ends there.
@@ -66,6 +68,7 @@ impl Default for CopyOptions {
             target_start: 0,
             offload: false,
             out_of_order: false,
+            compress: false,
             bytes_per_second: 0,
             salvage: None,
         }
@@ -178,12 +181,20 @@ pub fn copy(
     progress: &Progress<'_>,
 ) -> Result<(), CopyError> {
     let cluster = target.info().cluster_size;
+    let image = target.as_any().and_then(|any| any.downcast_ref::<Image>());
+    let compressing = image.filter(|image| image.stores_compressed() && options.compress);
+    if options.compress && compressing.is_none() {
+        let error = Error::unsupported("Compression not supported for this file format");
+        return Err(CopyError { doing: None, error });
+    }
     let options = CopyOptions { out_of_order: options.out_of_order || cluster.is_none(), ..options };
     let cluster = cluster.unwrap_or(1);
     let job = Copy {
         chain: Chain::of(source.clone()),
         source: &**source,
         target: &**target,
+        compressing,
+        cluster: cluster.into(),
         options,
         length: source.info().length,
         batch_bytes: u64::from(cluster).max(if options.offload { OFFLOAD_BYTES } else { BUFFER as u64 }),
@@ -209,6 +220,10 @@ struct Copy<'a> {
     chain: Chain,
     source: &'a dyn Node,
     target: &'a dyn Node,
+    /// The target, if clusters are compressed.
+    compressing: Option<&'a Image>,
+    /// Cluster size of the target, or 1.
+    cluster: u64,
     options: CopyOptions,
     length: u64,
     /// Most data of a batch.
@@ -287,6 +302,9 @@ impl Copy<'_> {
         if !self.take(batch)? {
             return Ok(false);
         }
+        if let Some(image) = self.compressing {
+            return self.compress_batch(batch, image);
+        }
         let Batch { number, pieces, buffer, .. } = batch;
         let mut filled = 0;
         for (range, kind) in &*pieces {
@@ -315,6 +333,72 @@ impl Copy<'_> {
         }
         if let Some(number) = ordered {
             self.end_turn(number);
+        }
+        Ok(true)
+    }
+
+    /// Reads and compresses the clusters of a batch that have data, and stores them when it is their turn.
+    fn compress_batch(&self, batch: &mut Batch, image: &Image) -> Result<bool, CopyError> {
+        let Batch { number, pieces, buffer, .. } = batch;
+        let (start, cluster) = (self.options.target_start, self.cluster);
+        let mut clusters: Vec<(Range, Option<Vec<u8>>)> = Vec::new();
+        buffer.clear();
+        for (piece, kind) in &*pieces {
+            if *kind == Kind::Zero {
+                continue;
+            }
+            // Clusters are those of the target.
+            let mut at = (start + piece.start) / cluster * cluster;
+            at = at.max(start);
+            while at < start + piece.end() {
+                let end = (at / cluster + 1) * cluster;
+                let range = Range::new(at - start, end.min(start + self.length) - at);
+                at = end;
+                if clusters.last().is_some_and(|(known, _)| *known == range) {
+                    continue;
+                }
+                let filled = buffer.len();
+                buffer.resize(filled + range.len as usize, 0);
+                let bytes = buffer.get_mut(filled..).unwrap_or_default();
+                self.read(range.start, bytes)?;
+                if self.options.sparse_bytes > 0 && self.options.target_is_zero && is_zero(bytes) {
+                    buffer.truncate(filled);
+                    continue;
+                }
+                let whole = range.len == cluster || start + range.end() == self.target.info().length;
+                let compressed = if whole {
+                    image.compress(bytes).map_err(|error| self.unwritable(range.start, error))?
+                } else {
+                    None
+                };
+                clusters.push((range, compressed));
+            }
+        }
+        if !self.options.out_of_order && !self.wait_for_turn(*number) {
+            return Ok(false);
+        }
+        for (piece, kind) in &*pieces {
+            if *kind == Kind::Zero {
+                self.zero(*piece)?;
+            }
+        }
+        let mut rest = buffer.as_slice();
+        for (range, compressed) in &clusters {
+            let (bytes, after) = rest.split_at(range.len as usize);
+            rest = after;
+            self.limit_rate(range.len);
+            let at = start + range.start;
+            let whole =
+                at.is_multiple_of(cluster) && (range.len == cluster || at + range.len == self.target.info().length);
+            let written = if whole {
+                block_on(image.write_cluster(at, bytes, compressed.as_deref()))
+            } else {
+                block_on(self.target.write(at, bytes, WriteFlags::default()))
+            };
+            written.map_err(|error| self.unwritable(range.start, error))?;
+        }
+        if !self.options.out_of_order {
+            self.end_turn(*number);
         }
         Ok(true)
     }
@@ -361,6 +445,10 @@ impl Copy<'_> {
             // Nothing here: nor, often, for a long way.
             if let (len, None) = self.look_up(Range::new(end, self.length - end))? {
                 end += len;
+                if self.compressing.is_some() && end < self.length {
+                    // Batches of whole clusters.
+                    end -= (self.options.target_start + end) % self.cluster;
+                }
             }
         }
         batch.range = Range::new(start, end - start);

@@ -52,8 +52,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome {
         }
     }
     let begun = Instant::now();
-    plan.send(&*opened.image, length)
-        .map_err(|error| Failure::new(format!("Failed request: {}", reason(&error))))?;
+    plan.send(&*opened.image, length).map_err(|error| Failure::new(format!("Failed request: {}", reason(&error))))?;
     let took = begun.elapsed();
     if !args.quiet {
         print(&format!("Run completed in {:.3} seconds.\n", took.as_secs_f64()));

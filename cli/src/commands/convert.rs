@@ -115,12 +115,8 @@ struct Settings {
 impl Settings {
     fn new(args: &ConvertArgs, driver: &Driver) -> Result<Self, Failure> {
         refuse_contradictions(args)?;
-        if args.compress {
-            return Err(Failure::new(if driver.name == "raw" {
-                "Compression not supported for this file format"
-            } else {
-                "writing compressed images (-c) is not supported"
-            }));
+        if args.compress && driver.name == "raw" {
+            return Err(Failure::new("Compression not supported for this file format"));
         }
         let source_cache = cache_mode(&args.source_cache, "source ")?;
         let target_cache = cache_mode(&args.target_cache, "")?;
@@ -243,6 +239,7 @@ fn copy_all(
             target_start: start,
             offload: args.copy_range_offloading,
             out_of_order: args.out_of_order,
+            compress: args.compress,
             bytes_per_second: settings.bytes_per_second,
             salvage: match (args.salvage, args.quiet) {
                 (false, _) => None,

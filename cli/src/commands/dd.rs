@@ -86,10 +86,12 @@ pub(crate) fn run(args: &DdArgs) -> Outcome {
     while at < end {
         let len = (end - at).min(piece);
         buffer.resize(len as usize, 0);
-        block_on(source.image.read(at, &mut buffer, ReadFlags::default()))
-            .map_err(|error| Failure::new(format!("error while reading from input image file: {}", explain(&error, ""))))?;
-        block_on(target.image.write(at - start, &buffer, WriteFlags::default()))
-            .map_err(|error| Failure::new(format!("error while writing to output image file: {}", explain(&error, ""))))?;
+        block_on(source.image.read(at, &mut buffer, ReadFlags::default())).map_err(|error| {
+            Failure::new(format!("error while reading from input image file: {}", explain(&error, "")))
+        })?;
+        block_on(target.image.write(at - start, &buffer, WriteFlags::default())).map_err(|error| {
+            Failure::new(format!("error while writing to output image file: {}", explain(&error, "")))
+        })?;
         at += len;
     }
     block_on(target.image.close())?;
