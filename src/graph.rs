@@ -94,20 +94,21 @@ impl Graph<'_> {
     pub async fn open(&self, name: Option<&str>, format: Option<&str>, options: Options) -> Result<Arc<Image>> {
         let mut options = options;
         let mut plain = None;
+        if let Some(format) = format {
+            if options.value("driver").is_some() {
+                return Err(Error::invalid("Driver specified twice"));
+            }
+            options.set("driver", format);
+        }
         if let Some(name) = name {
             if let Some(text) = name.strip_prefix("json:") {
+                // What is said beside the name counts more than what the name says.
                 let mut described = parse_json(text)?;
                 described.extend(options);
                 options = described;
             } else {
                 plain = Some(name);
             }
-        }
-        if let Some(format) = format {
-            if options.value("driver").is_some() {
-                return Err(Error::invalid("Driver specified twice"));
-            }
-            options.set("driver", format);
         }
         if let Some(name) = plain {
             self.add_name(name, &mut options)?;
@@ -134,15 +135,27 @@ impl Graph<'_> {
     fn add_name(&self, name: &str, options: &mut Options) -> Result<()> {
         let driver = options.value("driver").map(ToString::to_string);
         let is_leaf = driver.as_deref().is_some_and(|driver| self.is_protocol(driver));
+        let takes_image = driver.as_deref().is_some_and(|driver| ["blkdebug", "blkverify"].contains(&driver));
         let mut file = match self.protocol_of(name) {
             Some(file) => file?,
+            None if takes_image => {
+                let mut file = Options::new();
+                file.set("x-image", name);
+                file
+            }
             None => {
                 let mut file = Options::new();
-                file.set("filename", name.strip_prefix("file:").unwrap_or(name));
+                // What follows is a path even if it looks like another protocol.
+                if let Some(path) = name.strip_prefix("file:") {
+                    file.set("driver", "file");
+                    file.set("filename", path);
+                } else {
+                    file.set("filename", name);
+                }
                 file
             }
         };
-        if is_leaf {
+        if is_leaf || takes_image {
             // The driver itself has the name.
             file.take("driver");
             for (name, value) in file.iter() {
@@ -150,11 +163,8 @@ impl Graph<'_> {
             }
             return Ok(());
         }
-        if driver.as_deref().is_some_and(|driver| FILTERS.contains(&driver)) {
-            return Err(Error::invalid(alloc::format!(
-                "The '{}' block driver does not take a file name",
-                driver.unwrap_or_default()
-            )));
+        if let Some(driver) = driver.as_deref().filter(|driver| FILTERS.contains(driver)) {
+            return Err(Error::invalid(alloc::format!("The '{driver}' block driver does not take a file name")));
         }
         if options.value("file").is_some() {
             return Err(Error::invalid("Cannot specify both 'file' and a file name"));
@@ -338,6 +348,9 @@ impl Graph<'_> {
             }
             let driver = options.value("driver").unwrap_or("file").to_string();
             if self.defaults.drivers.by_name(&driver).is_some() {
+                if let Some(name) = options.take("filename") {
+                    self.add_name(&name, options)?;
+                }
                 let image = self.disk(core::mem::take(options), mode, None, nesting).await?;
                 return Ok(Child { shown: image.name(), node: image });
             }

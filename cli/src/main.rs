@@ -53,6 +53,12 @@ impl From<diskette::Error> for Failure {
 }
 
 fn main() -> ExitCode {
+    let code = run();
+    output::flush();
+    code
+}
+
+fn run() -> ExitCode {
     if program::name() == "qemu-io" {
         return exerciser();
     }

@@ -100,6 +100,9 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     if wish.writable && options.value("read-only").is_some_and(|value| ["on", "yes", "true", "y"].contains(&value)) {
         return Err(Failure::new("Block node is read-only"));
     }
+    if wish.copy_on_read && !wish.writable {
+        return Err(Failure::new("Can't use copy-on-read on read-only device"));
+    }
     if wish.writable && wish.force_share {
         return Err(Failure::new("force-share=on can only be used with read-only images"));
     }
@@ -119,7 +122,12 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
             read_only,
             gate: Gate::new(Policy::Allow, opener.unwrap_or_else(own)),
             no_backing: wish.no_backing,
-            image: ImageOptions { discard: wish.discard, copy_on_read: wish.copy_on_read, ..ImageOptions::default() },
+            image: ImageOptions {
+                discard: wish.discard,
+                copy_on_read: wish.copy_on_read,
+                write_through: matches!(wish.cache, CacheMode::Writethrough | CacheMode::Directsync),
+                ..ImageOptions::default()
+            },
             structure_only: wish.structure_only,
             snapshot: wish.snapshot.clone(),
             ..images.clone()

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::{line, print};
+use crate::output::{flush, line, print};
 
 /// Shows how much of `total` is done.
 pub(crate) struct Progress {
@@ -61,6 +61,7 @@ impl Progress {
                 if part >= *last + 100 {
                     *last = part;
                     print(&format!("    ({}.{:02}/100%)\r", part / 100, part % 100));
+                    flush();
                 }
             }
         }

@@ -34,6 +34,8 @@ pub struct ImageOptions {
     pub detect_zeroes: DetectZeroes,
     /// Whether discards are passed on. They are ignored otherwise.
     pub discard: bool,
+    /// Whether every write is on stable storage when it is done.
+    pub write_through: bool,
     /// Whether what is read from the backing image is stored in this one.
     pub copy_on_read: bool,
 }

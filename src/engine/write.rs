@@ -10,10 +10,11 @@ use crate::drivers::{Drivers, PROBE_BYTES, Probe};
 use crate::engine::format::{Allocation, InPlace};
 use crate::engine::image::{DetectZeroes, Image};
 use crate::engine::requests::{RequestKind, Tracked};
+use crate::engine::status::Chain;
 use crate::engine::zero::is_zero;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::node::{Node, Range, State, Want, WriteFlags, check_bounds};
+use crate::node::{Extent, Node, Range, State, Want, WriteFlags, check_bounds};
 use crate::op::Op;
 
 /// Zeroes are written, where the format has no better way, in pieces of this many bytes.
@@ -27,7 +28,8 @@ const MERGE_BYTES: u64 = 1 << 20;
 
 impl Image {
     /// A write on behalf of a host.
-    pub(crate) fn write_tracked<'a>(&'a self, at: u64, from: &'a [u8], flags: WriteFlags) -> Op<'a, ()> {
+    pub(crate) fn write_tracked<'a>(&'a self, at: u64, from: &'a [u8], mut flags: WriteFlags) -> Op<'a, ()> {
+        flags.force_unit_access |= self.options.write_through;
         let range = Range::new(at, from.len() as u64);
         if let Err(error) = self.check_write(range) {
             return Op::err(error);
@@ -252,9 +254,15 @@ impl Image {
     /// # Errors
     /// As for a read and a write.
     pub async fn pull(&self, range: Range) -> Result<()> {
-        let Some(backing) = &self.backing else { return Ok(()) };
+        if self.backing.is_none() {
+            return Ok(());
+        }
         check_bounds(range.start, range.len, self.format.info().length).map_err(|error| self.explain(error))?;
-        let unit = self.granularity();
+        // Subclusters where there are any.
+        let unit = match self.format.zero_granularity() {
+            0 | 1 => self.granularity(),
+            unit => unit,
+        };
         let length = self.format.info().length;
         let mut at = range.start - range.start % unit;
         let end = range.end().next_multiple_of(unit).min(length);
@@ -266,9 +274,9 @@ impl Image {
                 continue;
             }
             let request = self.requests.begin(RequestKind::Write, piece);
-            request.mark_serialising(unit);
+            request.mark_serialising(self.granularity());
             request.wait().await;
-            let pulled = self.pull_piece(&request, piece, backing.info().length).await;
+            let pulled = self.pull_piece(&request, piece).await;
             pulled.map_err(|error| self.explain(error))?;
         }
         Ok(())
@@ -287,13 +295,13 @@ impl Image {
         Ok(true)
     }
 
-    async fn pull_piece(&self, request: &Tracked<'_>, range: Range, backed: u64) -> Result<()> {
+    async fn pull_piece(&self, request: &Tracked<'_>, range: Range) -> Result<()> {
         let mut at = range.start;
         while at < range.end() {
             let extent = self.format.map(Range::new(at, range.end() - at), Want::Allocation).await?;
             let piece = Range::new(at, extent.len.min(range.end() - at));
             at += piece.len.max(1);
-            if extent.state != State::Unallocated || piece.start >= backed {
+            if extent.state != State::Unallocated {
                 continue;
             }
             let mut bytes = vec![0; piece.len as usize];
@@ -468,6 +476,7 @@ impl Image {
         if range.len == 0 {
             return Ok(());
         }
+        flags.force_unit_access |= self.options.write_through;
         flags.may_unmap &= self.options.discard || self.options.detect_zeroes == DetectZeroes::Unmap;
         let request = self.requests.begin(RequestKind::Write, range);
         request.mark_serialising(self.granularity());
@@ -526,25 +535,60 @@ impl Image {
         )
     }
 
-    /// Zeroes part of a granule, unless it reads as zeroes anyway.
+    /// Zeroes parts of granules. A granule whose other bytes read as zeroes, too, becomes zero as a whole.
     async fn zero_partial(&self, request: &Tracked<'_>, range: Range) -> Result<()> {
-        if range.len == 0 || self.reads_as_zero(range).await? {
-            return Ok(());
+        let granule = self.format.zero_granularity().max(1);
+        let length = self.format.info().length;
+        let mut at = range.start;
+        while at < range.end() {
+            let start = at - at % granule;
+            let whole = Range::new(start, granule.min(length - start));
+            let part = Range::new(at, range.end().min(whole.end()) - at);
+            at = part.end();
+            let before = Range::new(start, part.start - start);
+            let after = Range::new(part.end(), whole.end() - part.end());
+            let stored = |extent: Extent| matches!(extent.state, State::Unallocated | State::Zero);
+            let first = self.format.map(whole, Want::Allocation).await?;
+            let is_zero = granule > 1
+                && first.len >= whole.len
+                && stored(first)
+                && self.reads_as_zero(before).await?
+                && self.reads_as_zero(after).await?;
+            let zeroed = if is_zero {
+                self.format.zero(whole, WriteFlags::default()).await
+            } else {
+                Err(Error::unsupported("the other bytes are not zero"))
+            };
+            match zeroed {
+                Err(error) if error.kind() == ErrorKind::Unsupported => self.zero_by_writing(request, part).await?,
+                zeroed => zeroed?,
+            }
         }
-        self.zero_by_writing(request, range).await
+        Ok(())
     }
 
+    /// Whether the range is known to read as zeroes, here or in the backing image.
     async fn reads_as_zero(&self, range: Range) -> Result<bool> {
+        if range.len == 0 {
+            return Ok(true);
+        }
         let extent = self.format.map(range, Want::Allocation).await?;
-        Ok(extent.len >= range.len
-            && match extent.state {
-                State::Zero => true,
-                State::Unallocated => match &self.backing {
-                    Some(node) => node.info().length <= range.start,
-                    None => self.missing_backing().is_none(),
-                },
-                _ => false,
-            })
+        if extent.len < range.len {
+            return Ok(false);
+        }
+        match (extent.state, &self.backing) {
+            (State::Zero, _) => Ok(true),
+            (State::Unallocated, None) => Ok(self.missing_backing().is_none()),
+            (State::Unallocated, Some(node)) => {
+                let inside = node.info().length.saturating_sub(range.start).min(range.len);
+                if inside == 0 {
+                    return Ok(true);
+                }
+                let below = Chain::of(node.clone()).status(Range::new(range.start, inside), Want::Precise).await?;
+                Ok(below.zero && below.len >= inside)
+            }
+            _ => Ok(false),
+        }
     }
 
     async fn zero_by_writing(&self, request: &Tracked<'_>, range: Range) -> Result<()> {

@@ -5,6 +5,7 @@
 mod blkdebug;
 mod blkverify;
 mod compress;
+mod concat;
 mod copy_on_read;
 mod null;
 mod preallocate;
@@ -14,6 +15,7 @@ mod throttle;
 pub use blkdebug::{Action, Blkdebug, IoKind, Report, Rule, parse_config};
 pub use blkverify::Blkverify;
 pub use compress::Compress;
+pub use concat::Concat;
 pub use copy_on_read::CopyOnRead;
 pub use null::Null;
 pub use preallocate::Preallocate;

@@ -83,6 +83,9 @@ pub struct FileOptions {
 /// Zeroes are written, where nothing better works, in pieces of this many bytes.
 const ZERO_PIECE: usize = 1 << 20;
 
+/// Bytes at the start of a file that grows from nothing that are stored, be they zero or not.
+const FIRST_BLOCK: usize = 4096;
+
 /// Largest range that the kernel is asked to copy at once, so that a signal is answered in time.
 const COPY_PIECE: usize = 1 << 30;
 
@@ -134,7 +137,7 @@ impl File {
         }
         open.custom_flags(flags);
         if let Ok(metadata) = fs::metadata(path) {
-            if options.create && metadata.is_dir() {
+            if !options.read_only && metadata.is_dir() {
                 return Err(failed(io::Error::from_raw_os_error(libc::EISDIR)));
             }
             check_type(&metadata, path)?;
@@ -509,7 +512,8 @@ fn check_type(metadata: &fs::Metadata, path: &str) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::invalid(std::format!("'file' driver requires '{path}' to be a regular file; it is {what}")))
+    let wanted = std::format!("'file' driver requires '{path}' to be a regular file");
+    Err(Error::invalid(std::format!("{wanted}; it is {what}")).with_headline(wanted))
 }
 
 impl Node for File {
@@ -565,7 +569,13 @@ impl Node for File {
     }
 
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
-        let result = self.set_length(length, preallocation);
+        let was_empty = self.length.load(Ordering::Acquire) == 0;
+        let mut result = self.set_length(length, preallocation);
+        if result.is_ok() && was_empty && length > 0 && !self.is_device {
+            // As QEMU does, so that the block size for direct I/O can be found out from the file.
+            let block = [0; FIRST_BLOCK];
+            result = self.write_bounced(0, block.get(..length.min(FIRST_BLOCK as u64) as usize).unwrap_or(&block));
+        }
         self.forget_extent();
         Op::Ready(result)
     }

@@ -42,8 +42,6 @@ pub struct CopyOptions {
     pub skip_unallocated: bool,
     /// Layers of the source that are its own when `skip_unallocated`; the rest is the target's backing chain, too.
     pub own_layers: u32,
-    /// Where in the target the first byte of the source goes.
-    pub target_start: u64,
     /// Whether data is handed to [`Node::copy_from`] where that works, instead of being read and looked through.
     pub offload: bool,
     /// Whether workers write as soon as they can, rather than in the order of the disk. Targets that do not allocate are
@@ -65,7 +63,6 @@ impl Default for CopyOptions {
             target_is_zero: true,
             skip_unallocated: false,
             own_layers: u32::MAX,
-            target_start: 0,
             offload: false,
             out_of_order: false,
             compress: false,
@@ -340,20 +337,15 @@ impl Copy<'_> {
     /// Reads and compresses the clusters of a batch that have data, and stores them when it is their turn.
     fn compress_batch(&self, batch: &mut Batch, image: &Image) -> Result<bool, CopyError> {
         let Batch { number, pieces, buffer, .. } = batch;
-        let (start, cluster) = (self.options.target_start, self.cluster);
+        let cluster = self.cluster;
         let mut clusters: Vec<(Range, Option<Vec<u8>>)> = Vec::new();
         buffer.clear();
-        for (piece, kind) in &*pieces {
-            if *kind == Kind::Zero {
-                continue;
-            }
+        for (piece, _) in pieces.iter().filter(|(_, kind)| *kind == Kind::Data) {
             // Clusters are those of the target.
-            let mut at = (start + piece.start) / cluster * cluster;
-            at = at.max(start);
-            while at < start + piece.end() {
-                let end = (at / cluster + 1) * cluster;
-                let range = Range::new(at - start, end.min(start + self.length) - at);
-                at = end;
+            let mut at = piece.start - piece.start % cluster;
+            while at < piece.end() {
+                let range = Range::new(at, cluster.min(self.length - at));
+                at += cluster;
                 if clusters.last().is_some_and(|(known, _)| *known == range) {
                     continue;
                 }
@@ -365,35 +357,27 @@ impl Copy<'_> {
                     buffer.truncate(filled);
                     continue;
                 }
-                let whole = range.len == cluster || start + range.end() == self.target.info().length;
-                let compressed = if whole {
-                    image.compress(bytes).map_err(|error| self.unwritable(range.start, error))?
-                } else {
-                    None
-                };
+                let compressed = image.compress(bytes).map_err(|error| self.unwritable(range.start, error))?;
                 clusters.push((range, compressed));
             }
         }
         if !self.options.out_of_order && !self.wait_for_turn(*number) {
             return Ok(false);
         }
-        for (piece, kind) in &*pieces {
-            if *kind == Kind::Zero {
-                self.zero(*piece)?;
-            }
+        for (piece, _) in pieces.iter().filter(|(_, kind)| *kind == Kind::Zero) {
+            self.zero(*piece)?;
         }
         let mut rest = buffer.as_slice();
         for (range, compressed) in &clusters {
             let (bytes, after) = rest.split_at(range.len as usize);
             rest = after;
             self.limit_rate(range.len);
-            let at = start + range.start;
-            let whole =
-                at.is_multiple_of(cluster) && (range.len == cluster || at + range.len == self.target.info().length);
+            // The target may be longer than the source, and then the last cluster has more than that.
+            let whole = range.len == cluster || range.end() == self.target.info().length;
             let written = if whole {
-                block_on(image.write_cluster(at, bytes, compressed.as_deref()))
+                block_on(image.write_cluster(range.start, bytes, compressed.as_deref()))
             } else {
-                block_on(self.target.write(at, bytes, WriteFlags::default()))
+                block_on(self.target.write(range.start, bytes, WriteFlags::default()))
             };
             written.map_err(|error| self.unwritable(range.start, error))?;
         }
@@ -447,7 +431,7 @@ impl Copy<'_> {
                 end += len;
                 if self.compressing.is_some() && end < self.length {
                     // Batches of whole clusters.
-                    end -= (self.options.target_start + end) % self.cluster;
+                    end -= end % self.cluster;
                 }
             }
         }
@@ -460,12 +444,17 @@ impl Copy<'_> {
     /// How much of the start of `range` is alike, and what is to be done about it.
     fn look_up(&self, range: Range) -> Result<(u64, Option<Kind>), CopyError> {
         let options = self.options;
-        let status = match block_on(self.chain.status(range, Want::Precise)) {
+        let ask = |range| block_on(self.chain.status(range, Want::Precise));
+        let sector = Range::new(range.start, SECTOR.min(range.len));
+        let status = match ask(range) {
+            Err(_) if self.options.salvage.is_some() => ask(sector),
+            status => status,
+        };
+        let status = match status {
             Ok(status) => status,
-            // Reading will tell the same, sector by sector.
             Err(error) => {
                 self.unreadable(Step::Status, range.start, error)?;
-                return Ok((SECTOR.min(range.len), Some(Kind::Data)));
+                return Ok((sector.len, Some(Kind::Data)));
             }
         };
         let kind = if options.skip_unallocated && (!status.present || status.depth >= options.own_layers) {
@@ -481,7 +470,7 @@ impl Copy<'_> {
 
     /// Passes the error on, or reports it when the copy is to save what can be read.
     fn unreadable(&self, step: Step, at: u64, error: Error) -> Result<(), CopyError> {
-        let error = CopyError { doing: Some((step, self.options.target_start + at)), error };
+        let error = CopyError { doing: Some((step, at)), error };
         match self.options.salvage {
             Some(report) => {
                 report(&error);
@@ -512,9 +501,8 @@ impl Copy<'_> {
 
     /// Hands a range to the file system to copy, or copies it if that does not work.
     fn offload(&self, range: Range) -> Result<(), CopyError> {
-        let target_at = self.options.target_start + range.start;
         self.limit_rate(range.len);
-        match block_on(self.target.copy_from(target_at, self.source, range.start, range.len)) {
+        match block_on(self.target.copy_from(range.start, self.source, range.start, range.len)) {
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
             result => return result.map_err(|error| self.unwritable(range.start, error)),
         }
@@ -574,12 +562,11 @@ impl Copy<'_> {
             return Ok(());
         }
         self.limit_rate(bytes.len() as u64);
-        let target_at = self.options.target_start + at;
         // Space is taken in turn; the data itself need not be.
         let image = self.target.as_any().and_then(|any| any.downcast_ref::<Image>());
         let written = match (last, image) {
-            (Some(number), Some(image)) => block_on(image.write_in_turn(target_at, bytes, &|| self.end_turn(number))),
-            _ => block_on(self.target.write(target_at, bytes, WriteFlags::default())),
+            (Some(number), Some(image)) => block_on(image.write_in_turn(at, bytes, &|| self.end_turn(number))),
+            _ => block_on(self.target.write(at, bytes, WriteFlags::default())),
         };
         written.map_err(|error| self.unwritable(at, error))
     }
@@ -589,13 +576,13 @@ impl Copy<'_> {
         if self.options.target_is_zero && !self.options.skip_unallocated {
             return Ok(());
         }
-        let place = Range::new(self.options.target_start + range.start, range.len);
+        let place = Range::new(range.start, range.len);
         block_on(self.target.write_zeroes(place, WriteFlags { may_unmap: true, ..WriteFlags::default() }))
             .map_err(|error| self.unwritable(range.start, error))
     }
 
     fn unwritable(&self, at: u64, error: Error) -> CopyError {
-        CopyError { doing: Some((Step::Write, self.options.target_start + at)), error }
+        CopyError { doing: Some((Step::Write, at)), error }
     }
 
     /// Waits until `bytes` more may be written.

@@ -9,6 +9,7 @@ use diskette::native::{FileOpener, FileOptions, resolve};
 use diskette::{Gate, Image, Node, Op, Opener, Preallocation, Reference, block_on};
 
 use crate::args::CommitArgs;
+use crate::io::reason;
 use crate::open::{Wish, cache_mode, explain, machine, open, open_through};
 use crate::progress::Progress;
 use crate::{Failure, Outcome, output};
@@ -79,7 +80,7 @@ pub(crate) fn run(args: &CommitArgs) -> Outcome {
         match block_on(top.image.make_empty()) {
             Err(error) if error.kind() == diskette::ErrorKind::Unsupported => {}
             result => {
-                result.map_err(|error| Failure::new(format!("Could not empty {}: {}", args.file, error.problem())))?
+                result.map_err(|error| Failure::new(format!("Failed to empty {}: {}", args.file, reason(&error))))?
             }
         }
     }

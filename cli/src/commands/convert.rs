@@ -7,15 +7,17 @@ use std::sync::Arc;
 use diskette::describe::SnapshotChoice;
 use diskette::drivers::Driver;
 use diskette::engine::status::Chain;
+use diskette::filters::Concat;
 use diskette::native::parallel::{CopyError, CopyOptions, Step, copy};
 use diskette::native::{File, FileOptions, Locking, resolve};
-use diskette::{Node, Role, block_on};
+use diskette::{Node, Range, Role, Want, block_on};
 
 use crate::args::ConvertArgs;
 use crate::commands::create::{
     add_backing, check_backing, check_options, driver_for, make, merge_options, print_options, wants_help,
 };
 use crate::image_opts::split_options;
+use crate::io::reason;
 use crate::number::{self, MAX_OFFSET};
 use crate::open::{Opened, Wish, cache_mode, explain, open, open_plainly};
 use crate::progress::Progress;
@@ -23,6 +25,8 @@ use crate::{Failure, Outcome, program};
 
 /// Zeroes shorter than this are stored like data, unless `-S` says otherwise.
 const DEFAULT_SPARSE_BYTES: u64 = 4096;
+/// What is given up when it cannot be read.
+const SECTOR_BYTES: u64 = 512;
 /// As QEMU limits it.
 const MAX_SPARSE_BYTES: u64 = 16 << 20;
 
@@ -221,39 +225,41 @@ fn copy_all(
     let file_is_zero = !preallocated || target.file.info().zero_init;
     let fresh = !args.no_create && base.is_none() && file_is_zero && target.image.info().zero_init;
     let target_node: Arc<dyn Node> = target.image.clone();
-    let size = sources.iter().map(|source| source.image.info().length).sum();
-    let progress = Progress::new(args.progress && !args.quiet, size);
-    let mut start = 0;
-    for source in sources {
-        // What the source has from the target's own backing image need not be copied. If the backing image is not in
-        // the source's chain, everything is.
-        let chain = Chain::of(source.node());
-        let is_base = |layer: &Arc<dyn Node>| layer.child(Role::File).map(|file| file.identity()) == base_file;
-        let shared = base_file.as_ref().and_then(|_| chain.layers().iter().position(is_base));
-        let copy_options = CopyOptions {
-            workers: settings.workers,
-            sparse_bytes: settings.sparse_bytes,
-            target_is_zero: args.target_is_zero || fresh,
-            skip_unallocated: shared.is_some(),
-            own_layers: shared.map_or(u32::MAX, |layers| layers as u32),
-            target_start: start,
-            offload: args.copy_range_offloading,
-            out_of_order: args.out_of_order,
-            compress: args.compress,
-            bytes_per_second: settings.bytes_per_second,
-            salvage: match (args.salvage, args.quiet) {
-                (false, _) => None,
-                (true, false) => Some(warn),
-                (true, true) => Some(|_| {}),
-            },
-        };
-        let show = |done| {
-            progress.update(start + done);
-            ControlFlow::Continue(())
-        };
-        copy(&source.node(), &target_node, copy_options, &show).map_err(|error| Failure::new(what_failed(&error)))?;
-        start += source.image.info().length;
+    let source: Arc<dyn Node> = match sources {
+        [source] => source.node(),
+        several => Arc::new(Concat::new(several.iter().map(Opened::node))),
+    };
+    // What the source has from the target's own backing image need not be copied. If the backing image is not in the
+    // source's chain, everything is.
+    let chain = Chain::of(source.clone());
+    let is_base = |layer: &Arc<dyn Node>| layer.child(Role::File).map(|file| file.identity()) == base_file;
+    let shared = base_file.as_ref().and_then(|_| chain.layers().iter().position(is_base));
+    if args.salvage && !args.quiet && program::is_tool() {
+        // QEMU looks through the source once before it copies, and reports what it cannot look at.
+        survey(&chain, source.info().length);
     }
+    let progress = Progress::new(args.progress && !args.quiet, source.info().length);
+    let copy_options = CopyOptions {
+        workers: settings.workers,
+        sparse_bytes: settings.sparse_bytes,
+        target_is_zero: args.target_is_zero || fresh,
+        skip_unallocated: shared.is_some(),
+        own_layers: shared.map_or(u32::MAX, |layers| layers as u32),
+        offload: args.copy_range_offloading,
+        out_of_order: args.out_of_order,
+        compress: args.compress,
+        bytes_per_second: settings.bytes_per_second,
+        salvage: match (args.salvage, args.quiet) {
+            (false, _) => None,
+            (true, false) => Some(warn),
+            (true, true) => Some(|_| {}),
+        },
+    };
+    let show = |done| {
+        progress.update(done);
+        ControlFlow::Continue(())
+    };
+    copy(&source, &target_node, copy_options, &show).map_err(|error| Failure::new(what_failed(&error)))?;
     block_on(target.image.close())
         .map_err(|error| Failure::new(format!("error while converting: {}", explain(&error, ""))))?;
     progress.complete();
@@ -266,9 +272,25 @@ fn identity(path: &str) -> Option<String> {
     File::open(path, options).ok().map(|file| file.identity())
 }
 
+/// Looks through the whole source, and reports every sector of which it cannot be told what it holds.
+fn survey(chain: &Chain, length: u64) {
+    let mut at = 0;
+    while at < length {
+        let status = |len: u64| block_on(chain.status(Range::new(at, len), Want::Precise));
+        let len = match status(length - at).or_else(|_| status(SECTOR_BYTES.min(length - at))) {
+            Ok(status) => status.len.max(1),
+            Err(error) => {
+                warn(&CopyError { doing: Some((Step::Status, at)), error });
+                SECTOR_BYTES
+            }
+        };
+        at += len;
+    }
+}
+
 /// Which step failed where, and why.
 fn what_failed(error: &CopyError) -> String {
-    let reason = explain(&error.error, "");
+    let reason = if program::is_tool() { reason(&error.error) } else { explain(&error.error, "") };
     match error.doing {
         Some((Step::Status, at)) => format!("error while reading block status at offset {at}: {reason}"),
         Some((Step::Read, at)) => format!("error while reading at byte {at}: {reason}"),

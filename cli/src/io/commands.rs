@@ -586,7 +586,7 @@ fn sigraise(_: &mut Shell, given: &Given) -> Outcome {
     let [text] = given.arguments.as_slice() else { return Err(Problem::Usage) };
     let signal = i32::try_from(number(text)?).map_err(|_| format!("signal argument '{text}' is out of range"))?;
     // What was printed comes first, whatever the signal does.
-    let _ = std::io::Write::flush(&mut std::io::stdout());
+    output::flush();
     let failed = |error: &dyn std::fmt::Display| Failure::new(format!("could not raise signal {signal}: {error}"));
     if signal == 0 {
         return Ok(());

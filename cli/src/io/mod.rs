@@ -5,7 +5,7 @@ mod getopt;
 mod shell;
 mod text;
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
 use diskette::options::Options;
 
@@ -76,8 +76,8 @@ fn read_commands(shell: &mut Shell) -> Result<bool, Failure> {
     let failed = |error: std::io::Error| Failure::new(format!("could not read commands: {error}"));
     let mut lines = std::io::stdin().lock();
     while !shell.has_quit() {
-        print!("{PROMPT}");
-        std::io::stdout().flush().map_err(failed)?;
+        output::print(PROMPT);
+        output::flush();
         let mut line = String::new();
         if lines.read_line(&mut line).map_err(failed)? == 0 {
             if std::io::stdin().is_terminal() {

@@ -101,8 +101,7 @@ impl Shell {
             ..Wish::default()
         };
         let opened = open::open_plainly(name, &wish).map_err(|failure| {
-            let device = if image_opts { String::new() } else { format!(" {name}") };
-            failure.within(&format!("can't open device{device}"))
+            failure.within(&if image_opts { "can't open".to_string() } else { format!("can't open device {name}") })
         })?;
         self.current = Some(Current { opened, name: name.to_string(), wish });
         Ok(())
