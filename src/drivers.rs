@@ -15,6 +15,39 @@ use crate::op::BoxFuture;
 use crate::options::Options;
 use crate::policy::{Budgets, Gate, Reference};
 
+/// Formats and protocols that an image may say its backing image has: the names that QEMU knows, whether or not this program
+/// can open them.
+pub const KNOWN_NAMES: &[&str] = &[
+    "bochs",
+    "cloop",
+    "dmg",
+    "luks",
+    "parallels",
+    "qcow",
+    "qcow2",
+    "qed",
+    "raw",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "vvfat",
+    "file",
+    "ftp",
+    "ftps",
+    "gluster",
+    "host_cdrom",
+    "host_device",
+    "http",
+    "https",
+    "iscsi",
+    "nbd",
+    "nfs",
+    "nvme",
+    "rbd",
+    "ssh",
+];
+
 /// Bytes at the start of a file that probes look at.
 pub const PROBE_BYTES: usize = 2048;
 

@@ -113,7 +113,7 @@ impl Graph<'_> {
         if let Some(name) = plain {
             self.add_name(name, &mut options)?;
         }
-        self.disk(options, self.mode, plain.map(ToString::to_string), MAX_NESTING).await
+        self.disk(options, self.mode, plain.map(plain_name), MAX_NESTING).await
     }
 
     /// Opens the file that a name stands for, without looking for a format in it.
@@ -145,13 +145,7 @@ impl Graph<'_> {
             }
             None => {
                 let mut file = Options::new();
-                // What follows is a path even if it looks like another protocol.
-                if let Some(path) = name.strip_prefix("file:") {
-                    file.set("driver", "file");
-                    file.set("filename", path);
-                } else {
-                    file.set("filename", name);
-                }
+                file.set("filename", &plain_name(name));
                 file
             }
         };
@@ -163,8 +157,8 @@ impl Graph<'_> {
             }
             return Ok(());
         }
-        if let Some(driver) = driver.as_deref().filter(|driver| FILTERS.contains(driver)) {
-            return Err(Error::invalid(alloc::format!("The '{driver}' block driver does not take a file name")));
+        if driver.as_deref() == Some("quorum") {
+            return Err(Error::invalid("The 'quorum' block driver does not take a file name"));
         }
         if options.value("file").is_some() {
             return Err(Error::invalid("Cannot specify both 'file' and a file name"));
@@ -235,6 +229,11 @@ impl Graph<'_> {
                 Error::new(ErrorKind::OverBudget, alloc::format!("descriptions are nested deeper than {MAX_NESTING}"))
             })?;
             let all = options.clone();
+            let is_leaf = options.value("driver").is_some_and(|driver| self.is_protocol(driver));
+            if let Some(name) = options.value("filename").filter(|_| !is_leaf).map(ToString::to_string) {
+                options.take("filename");
+                self.add_name(&name, &mut options)?;
+            }
             let driver = options.take("driver");
             let known = |driver: &str| {
                 self.defaults.drivers.by_name(driver).is_some()
@@ -348,9 +347,6 @@ impl Graph<'_> {
             }
             let driver = options.value("driver").unwrap_or("file").to_string();
             if self.defaults.drivers.by_name(&driver).is_some() {
-                if let Some(name) = options.take("filename") {
-                    self.add_name(&name, options)?;
-                }
                 let image = self.disk(core::mem::take(options), mode, None, nesting).await?;
                 return Ok(Child { shown: image.name(), node: image });
             }
@@ -563,6 +559,15 @@ fn parse_json(text: &str) -> Result<Options> {
     }
 }
 
+/// A name without `file:` in front. A path that looks like a protocol is told from one by its directory.
+fn plain_name(name: &str) -> String {
+    match name.strip_prefix("file:") {
+        Some(path) if unknown_protocol(path).is_some() => alloc::format!("./{path}"),
+        Some(path) => path.to_string(),
+        None => name.to_string(),
+    }
+}
+
 /// The protocol of a name that has one other than `file`: as in QEMU, what stands before a colon that comes before the
 /// first slash.
 pub fn unknown_protocol(name: &str) -> Option<&str> {
@@ -575,6 +580,6 @@ pub fn unknown_protocol(name: &str) -> Option<&str> {
 
 /// A filter's or leaf's name as one that lasts.
 fn driver_name(driver: &str) -> Option<&'static str> {
-    const LEAVES: [&str; 4] = ["file", "host_device", "nbd", "raw"];
+    const LEAVES: [&str; 4] = ["file", "host_cdrom", "host_device", "nbd"];
     FILTERS.iter().chain(&LEAVES).copied().find(|known| *known == driver)
 }

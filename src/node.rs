@@ -261,6 +261,11 @@ pub trait Node: Send + Sync {
         false
     }
 
+    /// The disk that the node shows as it is, if it is a filter over one.
+    fn filtered(&self) -> Option<Arc<dyn Node>> {
+        None
+    }
+
     /// A child, if there is one in that role.
     fn child(&self, role: Role) -> Option<Arc<dyn Node>> {
         let _ = role;

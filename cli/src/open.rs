@@ -143,7 +143,7 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     }
     let file = image.child(Role::File).ok_or_else(|| Failure::new("the image has no file"))?;
     let path = file.name();
-    let shown = name.filter(|name| !name.starts_with("json:")).map_or_else(|| image.name(), str::to_string);
+    let shown = image.name();
     if wish.writable && image.was_probed() && image.format_name() == "raw" {
         eprintln!(
             "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \

@@ -158,6 +158,10 @@ impl Node for Aligned {
         self.inner.is_disk()
     }
 
+    fn filtered(&self) -> Option<Arc<dyn Node>> {
+        self.inner.is_disk().then(|| self.inner.clone())
+    }
+
     fn child(&self, role: Role) -> Option<Arc<dyn Node>> {
         self.inner.child(role)
     }

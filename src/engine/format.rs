@@ -200,6 +200,11 @@ pub trait Format: Send + Sync {
         Op::err(Error::unsupported("this format cannot store the state of a virtual machine"))
     }
 
+    /// Whether the disk is nothing but what the file shows.
+    fn passes_through(&self) -> bool {
+        false
+    }
+
     /// The granularity of [`Format::zero`] and [`Format::discard`] in bytes, a power of two.
     fn zero_granularity(&self) -> u64 {
         1

@@ -358,6 +358,11 @@ impl Node for Image {
         true
     }
 
+    fn filtered(&self) -> Option<Arc<dyn Node>> {
+        let file = self.format.child(Role::File).filter(|file| file.is_disk())?;
+        self.format.passes_through().then(|| file.clone())
+    }
+
     fn child(&self, role: Role) -> Option<Arc<dyn Node>> {
         match role {
             Role::Backing => self.backing.clone(),

@@ -47,8 +47,10 @@ impl Status {
     }
 }
 
-/// A chain of nodes, top first, for repeated questions.
+/// A chain of nodes, top first, for repeated questions. Filters are no layers of their own.
 pub struct Chain {
+    /// Filters that may refuse to answer.
+    filters: Vec<Arc<dyn Node>>,
     layers: Vec<Arc<dyn Node>>,
     holes: Vec<Mutex<Holes>>,
 }
@@ -94,12 +96,21 @@ impl Holes {
 impl Chain {
     /// The node and everything behind it.
     pub fn of(top: Arc<dyn Node>) -> Self {
-        let mut layers = alloc::vec![top];
-        while let Some(next) = layers.last().and_then(|node| node.child(Role::Backing)) {
-            layers.push(next);
+        let (mut filters, mut layers) = (Vec::new(), Vec::new());
+        let mut next = Some(top);
+        while let Some(node) = next.take() {
+            if let Some(below) = node.filtered() {
+                if node.listens() && node.as_any().is_none_or(|any| !any.is::<Image>()) {
+                    filters.push(node);
+                }
+                next = Some(below);
+            } else {
+                next = node.child(Role::Backing);
+                layers.push(node);
+            }
         }
         let holes = layers.iter().map(|layer| Mutex::new(Holes::of(layer))).collect();
-        Chain { layers, holes }
+        Chain { filters, layers, holes }
     }
 
     /// The layers, top first.
@@ -111,6 +122,9 @@ impl Chain {
     ///
     /// With [`Want::Precise`] holes of the host file are reported as zeroes.
     pub async fn status(&self, range: Range, want: Want) -> Result<Status> {
+        for filter in &self.filters {
+            filter.map(range, want).await?;
+        }
         let mut len = range.len;
         for (depth, layer) in (0u32..).zip(&self.layers) {
             let available = layer.info().length.saturating_sub(range.start);

@@ -333,6 +333,14 @@ impl State {
     }
 }
 
+/// The part of a range that consists of whole units, if there is one. Units need not be powers of two.
+fn aligned_part(range: Range, unit: u64) -> Option<Range> {
+    let unit = unit.max(1);
+    let start = range.start.checked_next_multiple_of(unit)?;
+    let end = range.end() - range.end() % unit;
+    (start < end).then(|| Range::new(start, end - start))
+}
+
 fn unmet(name: &str, value: u64) -> Error {
     Error::invalid(alloc::format!("Cannot meet constraints with {name} {value}"))
 }
@@ -459,21 +467,34 @@ impl Node for Blkdebug {
     }
 
     fn write_zeroes<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()> {
-        if range.len < self.zero_alignment {
+        // What is not a multiple of the optimal length is a write.
+        let Some(middle) = aligned_part(range, self.zero_alignment) else {
             return Op::err(Error::unsupported("zeroing less than the optimal length is a write"));
+        };
+        if middle == range {
+            return match self.check(IoKind::WriteZeroes, Some(range)) {
+                Ok(()) => self.image.write_zeroes(range, flags),
+                Err(error) => Op::err(error),
+            };
         }
-        match self.check(IoKind::WriteZeroes, Some(range)) {
-            Ok(()) => self.image.write_zeroes(range, flags),
-            Err(error) => Op::err(error),
-        }
+        Op::future(async move {
+            let head = Range::new(range.start, middle.start - range.start);
+            let tail = Range::new(middle.end(), range.end() - middle.end());
+            self.check(IoKind::WriteZeroes, Some(middle))?;
+            self.image.write_zeroes(middle, flags).await?;
+            for part in [head, tail] {
+                if part.len > 0 {
+                    self.write(part.start, &alloc::vec![0; part.len as usize], flags).await?;
+                }
+            }
+            Ok(())
+        })
     }
 
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
-        if range.len < self.discard_alignment {
-            return Op::ok(());
-        }
-        match self.check(IoKind::Discard, Some(range)) {
-            Ok(()) => self.image.discard(range),
+        let Some(middle) = aligned_part(range, self.discard_alignment) else { return Op::ok(()) };
+        match self.check(IoKind::Discard, Some(middle)) {
+            Ok(()) => self.image.discard(middle),
             Err(error) => Op::err(error),
         }
     }
@@ -511,6 +532,10 @@ impl Node for Blkdebug {
 
     fn is_disk(&self) -> bool {
         self.image.is_disk()
+    }
+
+    fn filtered(&self) -> Option<Arc<dyn Node>> {
+        self.image.is_disk().then(|| self.image.clone())
     }
 
     fn name(&self) -> String {

@@ -29,7 +29,8 @@ impl CopyOnRead {
             return Err(Error::unsupported("copy-on-read needs an image to store in"));
         }
         if image.info().read_only {
-            return Err(Error::new(crate::ErrorKind::ReadOnly, "copy-on-read needs an image that can be written"));
+            let text = "copy-on-read needs an image that can be written";
+            return Err(Error::new(crate::ErrorKind::ReadOnly, text).with_headline("Block node is read-only"));
         }
         Ok(CopyOnRead { image })
     }

@@ -94,6 +94,10 @@ macro_rules! hand_on {
             self.$f.is_disk()
         }
 
+        fn filtered(&self) -> Option<alloc::sync::Arc<dyn $crate::Node>> {
+            self.$f.is_disk().then(|| self.$f.clone())
+        }
+
         fn child(&self, role: $crate::Role) -> Option<alloc::sync::Arc<dyn $crate::Node>> {
             (role == $crate::Role::File).then(|| self.$f.clone())
         }

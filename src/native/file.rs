@@ -78,6 +78,8 @@ pub struct FileOptions {
     pub force_share: bool,
     /// Make the file, or empty it.
     pub create: bool,
+    /// A character device will do, too.
+    pub character_device: bool,
 }
 
 /// Zeroes are written, where nothing better works, in pieces of this many bytes.
@@ -140,7 +142,7 @@ impl File {
             if !options.read_only && metadata.is_dir() {
                 return Err(failed(io::Error::from_raw_os_error(libc::EISDIR)));
             }
-            check_type(&metadata, path)?;
+            check_type(&metadata, path, options.character_device)?;
         }
         if options.create {
             open.create(true);
@@ -150,8 +152,8 @@ impl File {
             failed(if refused { io::Error::other("filesystem does not support O_DIRECT") } else { error })
         })?;
         let metadata = file.metadata().map_err(failed)?;
-        check_type(&metadata, path)?;
-        let is_device = metadata.file_type().is_block_device();
+        check_type(&metadata, path, options.character_device)?;
+        let is_device = metadata.file_type().is_block_device() || metadata.file_type().is_char_device();
         // Linux opens it for writing all the same, and lets the first write fail.
         if is_device && !options.read_only && device_is_read_only(&metadata) {
             return Err(Error::new(ErrorKind::PermissionDenied, "The device is not writable: Permission denied"));
@@ -499,7 +501,7 @@ fn device_is_read_only(metadata: &fs::Metadata) -> bool {
     fs::read_to_string(std::format!("/sys/dev/block/{major}:{minor}/ro")).is_ok_and(|text| text.trim() == "1")
 }
 
-fn check_type(metadata: &fs::Metadata, path: &str) -> Result<()> {
+fn check_type(metadata: &fs::Metadata, path: &str, character_device: bool) -> Result<()> {
     let kind = metadata.file_type();
     let what = if kind.is_dir() {
         "a directory"
@@ -507,7 +509,7 @@ fn check_type(metadata: &fs::Metadata, path: &str) -> Result<()> {
         "a FIFO"
     } else if kind.is_socket() {
         "a socket"
-    } else if kind.is_char_device() {
+    } else if kind.is_char_device() && !character_device {
         "a character device"
     } else {
         return Ok(());

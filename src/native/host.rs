@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use std::collections::BTreeMap;
 use std::format;
+use std::os::unix::fs::FileTypeExt;
 use std::string::{String, ToString};
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,17 @@ impl Machine {
             (false, false) if self.files.cache == CacheMode::Writethrough => CacheMode::Writethrough,
             (false, false) => CacheMode::Writeback,
         };
+        let found = std::fs::metadata(&name).map(|metadata| metadata.file_type());
+        if driver != "file"
+            && let Ok(kind) = found
+            && !kind.is_block_device()
+            && !kind.is_char_device()
+            && (mode.read_only || !kind.is_dir())
+        {
+            return Err(Error::invalid(format!(
+                "'{driver}' driver requires '{name}' to be either a character or block device"
+            )));
+        }
         let file = File::open(
             &name,
             FileOptions {
@@ -101,20 +113,16 @@ impl Machine {
                 locking,
                 force_share: self.files.force_share || mode.force_share,
                 create: false,
+                character_device: driver != "file",
             },
         )?;
-        if driver == "host_device" && !file.is_device() {
-            return Err(Error::invalid(format!(
-                "'{driver}' driver requires '{name}' to be either a character or block device"
-            )));
-        }
         Ok(file)
     }
 }
 
 impl Host for Machine {
     fn has_leaf(&self, driver: &str) -> bool {
-        ["file", "host_device"].contains(&driver)
+        ["file", "host_device", "host_cdrom"].contains(&driver)
     }
 
     fn leaf<'a>(&'a self, driver: &'a str, options: &'a mut Options, mode: LeafMode) -> Op<'a, Arc<dyn Node>> {

@@ -81,13 +81,17 @@ fn plan(
     Ok((options, size))
 }
 
+/// Formats of which nobody makes images.
+const READ_ONLY_FORMATS: &[&str] = &["bochs", "cloop", "dmg", "vvfat"];
+
 /// The driver of that name, if it can make images.
 pub(crate) fn driver_for(format: &str) -> Result<&'static Driver, Failure> {
-    let driver =
-        Drivers::all().by_name(format).ok_or_else(|| Failure::new(format!("Unknown file format '{format}'")))?;
-    match driver.create {
-        Some(_) => Ok(driver),
-        None => Err(Failure::new(format!("Format driver '{format}' does not support image creation"))),
+    let cannot = || Failure::new(format!("Format driver '{format}' does not support image creation"));
+    match Drivers::all().by_name(format) {
+        Some(driver) if driver.create.is_some() => Ok(driver),
+        Some(_) => Err(cannot()),
+        None if READ_ONLY_FORMATS.contains(&format) => Err(cannot()),
+        None => Err(Failure::new(format!("Unknown file format '{format}'"))),
     }
 }
 

@@ -101,7 +101,11 @@ fn text(opened: &Opened, details: &Details) -> String {
     }
     if let Some(backing) = &details.backing {
         let full = resolve(&backing.name, &opened.path).unwrap_or_else(|_| backing.name.clone());
-        if full == backing.name {
+        // Beside what a description is, nobody can tell.
+        let unknown = opened.name.starts_with("json:") && full != backing.name;
+        if unknown {
+            line(format!("backing file: {} (cannot determine actual path)", backing.name));
+        } else if full == backing.name {
             line(format!("backing file: {full}"));
         } else {
             line(format!("backing file: {} (actual path: {full})", backing.name));
@@ -167,7 +171,9 @@ fn value(opened: &Opened, details: &Details) -> Json {
     }
     if let Some(backing) = &details.backing {
         let full = resolve(&backing.name, &opened.path).unwrap_or_else(|_| backing.name.clone());
-        put("full-backing-filename", json!(full));
+        if !opened.name.starts_with("json:") || full == backing.name {
+            put("full-backing-filename", json!(full));
+        }
         put("backing-filename", json!(backing.name));
     }
     if details.encryption.is_some() {

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use diskette::drivers::Drivers;
+use diskette::drivers::KNOWN_NAMES;
 use diskette::native::rebase::{RebaseOptions, rebase};
 use diskette::native::resolve;
 use diskette::{Node, Role, block_on};
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &RebaseArgs) -> Outcome {
             program::name()
         )));
     };
-    if let Some(format) = args.backing_format.as_deref().filter(|name| Drivers::all().by_name(name).is_none()) {
+    if let Some(format) = args.backing_format.as_deref().filter(|name| !KNOWN_NAMES.contains(name)) {
         return Err(Failure::new(format!("Invalid format name: '{format}'")));
     }
     if args.compress && args.unsafe_mode {
@@ -34,6 +34,9 @@ pub(crate) fn run(args: &RebaseArgs) -> Outcome {
         ..Wish::try_from(&args.image)?
     };
     let top = open(&args.file, &wish)?;
+    if args.compress && !top.image.stores_compressed() {
+        return Err(Failure::new("Compression not supported for this file format"));
+    }
     let progress = Progress::new(args.progress && !args.quiet, top.image.info().length);
     if !args.unsafe_mode {
         let new = match wanted {

@@ -448,7 +448,7 @@ fn alloc(shell: &mut Shell, given: &Given) -> Outcome {
         allocated += if is_allocated { len } else { 0 };
         at += len;
     }
-    let asked = if start >= length { 0 } else { count };
+    let asked = count.min(length.saturating_sub(start));
     output::line(&format!("{allocated}/{asked} bytes allocated at offset {}", amount(start as f64)));
     Ok(())
 }

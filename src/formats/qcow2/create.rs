@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::drivers::{CreateContext, CreateOption, OpenContext, OpenOptions};
+use crate::drivers::{CreateContext, CreateOption, KNOWN_NAMES, OpenContext, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::extension::{BACKING_FORMAT, DATA_FILE, FEATURE_NAMES};
 use crate::formats::qcow2::header::{
@@ -36,38 +36,6 @@ pub(super) const OPTIONS: &[CreateOption] = &[
 
 /// Zeroes are written in pieces of this many bytes.
 const ZERO_PIECE_BYTES: usize = 1 << 16;
-/// Formats and protocols that a backing image may be said to have; QEMU refuses images that name another.
-const BACKING_FORMATS: &[&str] = &[
-    "bochs",
-    "cloop",
-    "dmg",
-    "luks",
-    "parallels",
-    "qcow",
-    "qcow2",
-    "qed",
-    "raw",
-    "vdi",
-    "vhdx",
-    "vmdk",
-    "vpc",
-    "vvfat",
-    "file",
-    "ftp",
-    "ftps",
-    "gluster",
-    "host_cdrom",
-    "host_device",
-    "http",
-    "https",
-    "iscsi",
-    "nbd",
-    "nfs",
-    "nvme",
-    "rbd",
-    "ssh",
-];
-
 const fn option(name: &'static str, kind: &'static str, help: &'static str) -> CreateOption {
     CreateOption { name, kind, help }
 }
@@ -213,8 +181,7 @@ impl Plan {
         if self.preallocation != Preallocation::Off && self.backing.is_some() && !self.extended {
             return refuse("Backing file and preallocation can only be used at the same time if extended_l2 is on");
         }
-        if let Some(format) = self.backing_format.as_ref().filter(|format| !BACKING_FORMATS.contains(&format.as_str()))
-        {
+        if let Some(format) = self.backing_format.as_ref().filter(|format| !KNOWN_NAMES.contains(&format.as_str())) {
             return Err(Error::invalid(alloc::format!("Parameter 'backing-fmt' does not accept value '{format}'")));
         }
         if self.backing_format.is_some() && self.backing.is_none() {

@@ -145,6 +145,10 @@ impl Format for Raw {
         NodeInfo { length: self.length(), ..self.file.info() }
     }
 
+    fn passes_through(&self) -> bool {
+        self.window == Window { offset: 0, size: None }
+    }
+
     fn child(&self, role: Role) -> Option<&Arc<dyn Node>> {
         (role == Role::File).then_some(&self.file)
     }
