@@ -228,7 +228,10 @@ impl Graph<'_> {
             let nesting = nesting.checked_sub(1).ok_or_else(|| {
                 Error::new(ErrorKind::OverBudget, alloc::format!("descriptions are nested deeper than {MAX_NESTING}"))
             })?;
-            let all = options.clone();
+            let mut all = options.clone();
+            if options.value("file.filename").is_some() && !FILTERS.contains(&options.value("driver").unwrap_or("")) {
+                all.set_default("file.driver", "file");
+            }
             let is_leaf = options.value("driver").is_some_and(|driver| self.is_protocol(driver));
             if let Some(name) = options.value("filename").filter(|_| !is_leaf).map(ToString::to_string) {
                 options.take("filename");

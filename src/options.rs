@@ -209,6 +209,8 @@ impl Options {
                 }
             }
         }
+        // QEMU's order, which is that of its hash tables.
+        parts.sort_by_key(|(part, _)| ["offset", "driver", "size"].iter().position(|known| known == part).unwrap_or(3));
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let is_list = parts.iter().all(|(part, _)| part.bytes().all(|byte| byte.is_ascii_digit()));
         let members: Vec<String> = parts
@@ -328,7 +330,7 @@ mod tests {
         );
         assert_eq!(
             options.to_json_name(),
-            r#"json:{"driver": "raw", "file": {"filename": "it's \"x\""}, "list": [{"a": "on"}, ""], "size": "1024"}"#
+            r#"json:{"driver": "raw", "size": "1024", "file": {"filename": "it's \"x\""}, "list": [{"a": "on"}, ""]}"#
         );
         assert!(Options::parse_json("[1]").is_err());
         assert!(Options::parse_json("{").is_err());

@@ -209,7 +209,8 @@ pub(crate) fn explain(error: &Error, name: &str) -> String {
     }
     let context = error.context();
     let mut text = match context.path.as_deref() {
-        Some(path) if path != name => format!("{path}: "),
+        // A description says more than is needed here.
+        Some(path) if path != name && !path.starts_with("json:") => format!("{path}: "),
         _ => String::new(),
     };
     text.push_str(&error.problem().to_string());

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use crate::error::Result;
 use crate::filters::contents;
-use crate::node::{Extent, Node, NodeInfo, Range, ReadFlags, Role, Want, check_bounds};
+use crate::node::{Extent, Node, NodeInfo, Range, ReadFlags, Want, check_bounds};
 use crate::op::Op;
 
 /// A node over disks that follow each other.
@@ -61,7 +61,9 @@ impl Concat {
         let Some((start, disk, left)) = self.part(range.start) else {
             return Ok(Extent { len: range.len, state: crate::State::Zero, host: None });
         };
-        contents(disk, Range::new(range.start - start, range.len.min(left)), want).await
+        let found = contents(disk, Range::new(range.start - start, range.len.min(left)), want).await?;
+        // It has no place in a child of its own.
+        Ok(Extent { host: None, ..found })
     }
 }
 
@@ -80,10 +82,6 @@ impl Node for Concat {
 
     fn is_disk(&self) -> bool {
         true
-    }
-
-    fn child(&self, role: Role) -> Option<Arc<dyn Node>> {
-        if role == Role::File { self.parts.first().map(|(_, disk)| disk.clone()) } else { None }
     }
 
     fn name(&self) -> String {

@@ -47,8 +47,8 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome {
             plan.step
         ));
         if plan.flush_interval > 0 {
-            let drained = if args.no_drain { "" } else { "drained " };
-            print(&format!("Sending flush every {} {drained}requests\n", plan.flush_interval));
+            let which = if args.no_drain { "in-flight " } else { "" };
+            print(&format!("Sending flush every {} {which}requests\n", plan.flush_interval));
         }
     }
     let begun = Instant::now();

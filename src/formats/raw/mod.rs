@@ -49,7 +49,8 @@ fn create(context: CreateContext<'_>) -> BoxFuture<'_, Result<()>> {
             Some("metadata") => return Err(Error::invalid("Unsupported preallocation mode: metadata")),
             Some(other) => return Err(Error::invalid(alloc::format!("invalid parameter value: {other}"))),
         };
-        context.file.resize(context.size, preallocation).await?;
+        let size = context.size.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(context.size);
+        context.file.resize(size, preallocation).await?;
         context.file.flush().await
     })
 }

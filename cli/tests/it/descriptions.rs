@@ -1,0 +1,114 @@
+//! Images that are described: `json:{…}`, `blkdebug:…`, filters, options of children.
+
+use crate::{assert_same, gallery, text};
+
+#[test]
+fn descriptions_name_the_same_disks() {
+    let scratch = gallery();
+    scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "over.qcow2"]);
+    scratch.make("qemu-img", &["convert", "-O", "raw", "a.qcow2", "within.raw"]);
+    scratch.make("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "a.qcow2", "nested.qcow2"]);
+    for name in [
+        "json:{'driver': 'qcow2', 'file': {'driver': 'file', 'filename': 'a.qcow2'}}",
+        "json:{\"driver\": \"qcow2\", \"file.filename\": \"a.qcow2\"}",
+        "json:{'file': {'filename': 'a.qcow2'}}",
+        "json:{'driver': 'null-co', 'size': 1048576, 'read-zeroes': true}",
+        "json:{'driver': 'qcow2', 'backing': null, 'file.filename': 'over.qcow2'}",
+        "json:{'driver': 'qcow2', 'file.filename': 'over.qcow2', 'backing': {'driver': 'raw', 'file.filename': 'within.raw'}}",
+        "json:{'driver': 'raw', 'offset': 65536, 'size': 131072, 'file': {'driver': 'file', 'filename': 'a.raw'}}",
+        "json:{'driver': 'qcow2', 'file': {'driver': 'qcow2', 'file.filename': 'nested.qcow2'}}",
+        "json:{'driver': 'copy-on-read', 'file': {'driver': 'qcow2', 'file.filename': 'a.qcow2'}}",
+        "json:{'driver': 'quorum', 'vote-threshold': 1, 'children': [{'driver': 'raw', 'file.filename': 'a.raw'}]}",
+        "blkdebug::a.qcow2",
+        "blkverify:within.raw:a.qcow2",
+        "file:a.qcow2",
+    ] {
+        let compare = |target: &str| {
+            let (ours, theirs) = (
+                scratch.ours(&["convert", "-O", "raw", name, "ours"]),
+                scratch.theirs(&["convert", "-O", "raw", name, "theirs"]),
+            );
+            // A copy-on-read filter wants to write, and is opened to be read.
+            assert_eq!(ours.status.code(), theirs.status.code(), "{target}: {}", text(&ours.stderr));
+            if ours.status.success() {
+                let bytes = |name: &str| std::fs::read(scratch.path().join(name)).unwrap();
+                assert!(bytes("ours") == bytes("theirs"), "{target}");
+            }
+        };
+        compare(name);
+    }
+    for wrong in [
+        "json:{",
+        "json:[]",
+        "json:{'driver': 'nonsense'}",
+        "json:{'driver': 'qcow2'}",
+        "json:{'driver': 'qcow2', 'file.filename': 'missing'}",
+        "json:{'driver': 'raw', 'file': {'driver': 'blkdebug', 'image.filename': 'a.raw', 'align': 3}}",
+        "json:{'driver': 'quorum', 'vote-threshold': 3, 'children': [{'driver': 'raw', 'file.filename': 'a.raw'}]}",
+        "blkdebug:a.qcow2",
+        "blkdebug:missing.conf:a.qcow2",
+        "nonsense:a.qcow2",
+    ] {
+        let (ours, theirs) = (scratch.ours(&["info", wrong]), scratch.theirs(&["info", wrong]));
+        assert_eq!(ours.status.code(), theirs.status.code(), "{wrong}");
+        assert!(!text(&ours.stderr).is_empty(), "{wrong}");
+    }
+    // A description that holds itself, through a backing file.
+    let itself = "json:{'driver': 'qcow2', 'file.filename': 'loop.qcow2'}";
+    scratch.make("qemu-img", &["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", itself, "loop.qcow2", "1M"]);
+    let output = scratch.ours(&["map", "loop.qcow2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("longer than"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn faults_come_where_they_were_put() {
+    let scratch = gallery();
+    std::fs::write(
+        scratch.path().join("rules"),
+        "[inject-error]\nevent = \"read_aio\"\nerrno = \"28\"\nsector = \"-1\"\nonce = \"on\"\n",
+    )
+    .unwrap();
+    for commands in [
+        &["read 0 64k", "read 0 64k"][..],
+        &["write 0 64k", "read 0 1k", "read 0 1k"],
+        &["aio_read 0 1k", "aio_flush", "read 0 1k"],
+    ] {
+        let mut args = Vec::new();
+        for command in commands {
+            args.extend(["-c", command]);
+        }
+        args.push("blkdebug:rules:a.qcow2");
+        let ours = scratch.run(
+            "bash",
+            &["-c", &format!("exec -a qemu-io {} \"$@\"", env!("CARGO_BIN_EXE_diskette")), "x"]
+                .into_iter()
+                .chain(args.iter().copied())
+                .collect::<Vec<_>>(),
+        );
+        let theirs = scratch.run("qemu-io", &args);
+        let timeless = |bytes: &[u8]| {
+            text(bytes)
+                .lines()
+                .filter(|line| !line.contains(" ops; "))
+                .map(|line| format!("{line}\n"))
+                .collect::<String>()
+        };
+        assert_eq!(timeless(&ours.stdout), timeless(&theirs.stdout), "{commands:?}");
+        assert_eq!(ours.status.code(), theirs.status.code(), "{commands:?}");
+    }
+}
+
+#[test]
+fn options_that_nobody_understands_are_refused() {
+    let scratch = gallery();
+    for options in [
+        "driver=qcow2,file.filename=a.qcow2,bogus=1",
+        "driver=qcow2,file.filename=a.qcow2,file.bogus=1",
+        "driver=raw,file.driver=blkdebug,file.bogus=1,file.image.filename=a.raw",
+        "driver=null-co,bogus=1",
+        "driver=qcow2,file=node",
+    ] {
+        assert_same(&scratch, &["info", "--image-opts", options]);
+    }
+}
