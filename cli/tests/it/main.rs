@@ -5,6 +5,7 @@ mod chains;
 mod convert;
 mod corpus;
 mod io;
+mod luks;
 mod options;
 mod snapshot;
 
