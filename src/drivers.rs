@@ -14,6 +14,7 @@ use crate::node::{Node, ReadFlags, Role};
 use crate::op::BoxFuture;
 use crate::options::Options;
 use crate::policy::{Budgets, Gate, Reference};
+use crate::secret::Keyring;
 
 /// Formats and protocols that an image may say its backing image has: the names that QEMU knows, whether or not this program
 /// can open them.
@@ -97,6 +98,8 @@ pub struct CreateContext<'a> {
     pub size: u64,
     /// Options by QEMU's names (`cluster_size`), with values as people write them.
     pub options: &'a BTreeMap<String, String>,
+    /// Secrets that the options name, and random numbers for keys.
+    pub keyring: &'a Keyring,
 }
 
 /// An option of [`Driver::create`].
@@ -154,6 +157,8 @@ pub struct Driver {
     /// The names of the options of `open` ([`OpenOptions::driver_options`]); one that ends with a dot stands for all that
     /// begin with it.
     pub open_options: &'static [&'static str],
+    /// The options of [`Image::amend`].
+    pub amend_options: &'static [CreateOption],
 }
 
 /// How an image is opened.
@@ -189,6 +194,8 @@ pub struct OpenOptions {
     pub name: Option<String>,
     /// What the format is called, unless by its own name.
     pub format_name: Option<&'static str>,
+    /// The secrets that options name, such as `key-secret`.
+    pub keyring: Keyring,
 }
 
 /// What an image reads unallocated ranges from.
@@ -244,6 +251,7 @@ impl Default for OpenOptions {
             backing: BackingChoice::Named,
             name: None,
             format_name: None,
+            keyring: Keyring::default(),
         }
     }
 }
@@ -254,14 +262,17 @@ impl OpenOptions {
         self.children.iter().find(|(name, _)| *name == role).map(|(_, node)| node)
     }
 
-    /// The options for the images behind this one.
-    fn lower(&self) -> Self {
+    /// The options for an image behind this one, with what the caller said about it in particular.
+    fn lower(&self, particular: &Options) -> Self {
+        let mut particular = particular.clone();
+        let backing = particular.take_child("backing");
+        particular.take("driver");
         OpenOptions {
             read_only: true,
             snapshot: None,
-            driver_options: BTreeMap::new(),
+            driver_options: particular.into_map(),
             children: Vec::new(),
-            backing: BackingChoice::Named,
+            backing: if backing.is_empty() { BackingChoice::Named } else { BackingChoice::With(backing) },
             name: None,
             format_name: None,
             ..self.clone()
@@ -290,6 +301,8 @@ impl Drivers {
         Drivers(vec![
             #[cfg(feature = "qcow2")]
             &crate::formats::qcow2::DRIVER,
+            #[cfg(feature = "luks")]
+            &crate::formats::luks::DRIVER,
             &crate::formats::raw::DRIVER,
         ])
     }
@@ -356,8 +369,8 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
     let mut below: Option<Arc<dyn Node>> = None;
     while let Some((file, format, reference)) = next.take() {
         let lower_options;
-        let layer_options = if reference.is_some() {
-            lower_options = options.lower();
+        let layer_options = if let Some(reference) = &reference {
+            lower_options = options.lower(&reference.options);
             &lower_options
         } else {
             options

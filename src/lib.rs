@@ -26,6 +26,7 @@ extern crate std;
 
 pub mod cache;
 pub mod codec;
+pub mod crypto;
 pub mod describe;
 pub mod drivers;
 pub mod engine;
@@ -42,6 +43,7 @@ pub mod op;
 pub mod options;
 pub mod policy;
 pub mod ring;
+pub mod secret;
 pub mod sync;
 #[cfg(feature = "wasm")]
 mod wasm;
@@ -54,3 +56,4 @@ pub use memory::{Callbacks, Memory};
 pub use node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, State, Want, WriteFlags};
 pub use op::{Op, block_on, join_all};
 pub use policy::{Budgets, Gate, Opener, Policy, Reference};
+pub use secret::{Keyring, Secret, SecretSource};

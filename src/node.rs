@@ -97,15 +97,18 @@ pub enum Role {
     DataFile,
     /// The image that unallocated ranges are read from.
     Backing,
+    /// A separate file for the header of an encrypted volume.
+    Header,
 }
 
 impl Role {
-    /// `file`, `data-file` or `backing`.
+    /// `file`, `data-file`, `backing` or `header`.
     pub const fn name(self) -> &'static str {
         match self {
             Role::File => "file",
             Role::DataFile => "data-file",
             Role::Backing => "backing",
+            Role::Header => "header",
         }
     }
 }
@@ -124,7 +127,7 @@ pub enum State {
         /// Compressed size in bytes, an upper bound.
         stored: u32,
     },
-    /// Stored encrypted, and no key was given.
+    /// Stored encrypted, at the host offset of the extent. Reading it needs the key.
     Encrypted,
 }
 

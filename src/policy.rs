@@ -152,11 +152,20 @@ pub struct Budgets {
     pub expanded_bytes: usize,
     /// Bytes of working memory that a consistency check may take.
     pub check_bytes: u64,
+    /// Iterations of a key derivation that an encrypted image may ask for.
+    pub key_iterations: u32,
 }
 
 impl Default for Budgets {
     fn default() -> Self {
-        Budgets { metadata_bytes: 32 << 20, chain_depth: 200, expanded_bytes: 2 << 20, check_bytes: 1 << 30 }
+        Budgets {
+            metadata_bytes: 32 << 20,
+            chain_depth: 200,
+            expanded_bytes: 2 << 20,
+            check_bytes: 1 << 30,
+            // Several seconds on a fast machine, and more than two seconds of any machine asked for.
+            key_iterations: 12_000_000,
+        }
     }
 }
 

@@ -6,6 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "diskette", version, about, infer_long_args = true, args_override_self = true)]
 pub(crate) struct Cli {
+    /// A secret that options name: secret,id=ID with data=TEXT or file=NAME, and format=base64 if it is in that
+    #[arg(long = "object", value_name = "OBJDEF", global = true)]
+    pub(crate) objects: Vec<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -14,6 +17,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Show format, sizes and properties of an image
     Info(InfoArgs),
+    /// Change properties of an image, such as the keys of an encrypted one
+    Amend(AmendArgs),
     /// Show where the contents of an image are stored
     Map(MapArgs),
     /// Check the metadata of an image for errors
@@ -89,6 +94,30 @@ pub(crate) struct InfoArgs {
     /// The image
     #[arg(value_name = "FILENAME")]
     pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AmendArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// Properties to change, name=value with commas between; help lists them
+    #[arg(short = 'o', long = "options", value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
+    /// Cache mode of the image
+    #[arg(short = 't', long, value_name = "CACHE")]
+    pub(crate) cache: Option<String>,
+    /// Do what may lose the last key of an encrypted image, too
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Show progress
+    #[arg(short = 'p', long)]
+    pub(crate) progress: bool,
+    /// Print nothing
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// The image
+    #[arg(value_name = "FILENAME")]
+    pub(crate) file: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ mod open;
 mod output;
 mod program;
 mod progress;
+mod secrets;
 mod usage;
 
 use std::process::ExitCode;
@@ -75,8 +76,12 @@ fn run() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    if let Err(failure) = secrets::load(&cli.objects) {
+        return end(Err(failure));
+    }
     let outcome = match cli.command {
         Command::Info(args) => commands::info::run(&args),
+        Command::Amend(args) => commands::amend::run(&args),
         Command::Map(args) => commands::map::run(&args),
         Command::Check(args) => commands::check::run(&args),
         Command::Create(args) => commands::create::run(&args),
@@ -108,10 +113,15 @@ fn end(outcome: Outcome) -> ExitCode {
 
 /// The program as `qemu-io`, which is nothing but the command `io`.
 fn exerciser() -> ExitCode {
+    let objects = clap::Arg::new("objects").long("object").action(clap::ArgAction::Append).value_name("OBJDEF");
     let command =
         args::IoArgs::augment_args(clap::Command::new("qemu-io").about("QEMU Disk exerciser").args_override_self(true));
-    match command.try_get_matches().and_then(|matches| args::IoArgs::from_arg_matches(&matches)) {
-        Ok(args) => end(io::run(&args)),
+    let parsed = command.arg(objects).try_get_matches().and_then(|matches| {
+        let objects = matches.get_many::<String>("objects").unwrap_or_default().cloned().collect::<Vec<_>>();
+        Ok((args::IoArgs::from_arg_matches(&matches)?, objects))
+    });
+    match parsed {
+        Ok((args, objects)) => end(secrets::load(&objects).and_then(|()| io::run(&args))),
         Err(error) if error.use_stderr() => {
             eprintln!("{}", error.render());
             ExitCode::FAILURE

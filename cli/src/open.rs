@@ -32,8 +32,8 @@ pub(crate) struct Wish {
     pub(crate) discard: bool,
     /// Only metadata of this one image.
     pub(crate) structure_only: bool,
-    /// The contents are read: an image that is encrypted is refused.
-    pub(crate) contents: bool,
+    /// An encrypted image will do without its key.
+    pub(crate) locked: bool,
     /// The disk as it was at this internal snapshot.
     pub(crate) snapshot: Option<SnapshotChoice>,
     /// What is written goes to a temporary image and is lost in the end.
@@ -96,7 +96,11 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     }
     let options = if wish.image_opts { image_options(name)? } else { wish.options.clone() };
     let name = (!wish.image_opts).then_some(name);
-    let failed = |error: Error| Failure::new(explain(&error, name.unwrap_or_default()));
+    let failed = |error: Error| {
+        // What was given as options is known, whatever it is called.
+        let path = error.context().path.clone().filter(|path| name.is_none() && path.starts_with("json:"));
+        Failure::new(explain(&error, path.as_deref().or(name).unwrap_or_default()))
+    };
     if wish.writable && options.value("read-only").is_some_and(|value| ["on", "yes", "true", "y"].contains(&value)) {
         return Err(Failure::new("Block node is read-only"));
     }
@@ -110,8 +114,11 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     let read_only = !wish.writable || wish.temporary;
     let files = FileOptions { read_only, cache: wish.cache, force_share: wish.force_share, ..FileOptions::default() };
     let machine = machine(files);
-    let images =
-        OpenOptions { budgets: Budgets { check_bytes: 8 << 30, ..Budgets::default() }, ..OpenOptions::default() };
+    let images = OpenOptions {
+        budgets: Budgets { check_bytes: 8 << 30, ..Budgets::default() },
+        keyring: crate::secrets::keyring(),
+        ..OpenOptions::default()
+    };
     let own = || {
         let files = FileOptions { read_only: true, ..files };
         Arc::new(FileOpener { options: files, machine: machine.clone(), images: images.clone() }) as Arc<dyn Opener>
@@ -135,11 +142,11 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
         mode: LeafMode { read_only, force_share: wish.force_share, ..LeafMode::default() },
     };
     let mut image = block_on(graph.open(name, wish.format.as_deref(), options)).map_err(failed)?;
+    if !wish.structure_only && !wish.locked {
+        refuse_locked(&image)?;
+    }
     if wish.temporary {
         image = overlay(image, &graph.defaults)?;
-    }
-    if wish.contents {
-        refuse_encrypted(&image)?;
     }
     let file = image.child(Role::File).ok_or_else(|| Failure::new("the image has no file"))?;
     let path = file.name();
@@ -168,7 +175,8 @@ fn overlay(image: Arc<Image>, defaults: &OpenOptions) -> Result<Arc<Image>, Fail
     let size = image.info().length;
     let made = block_on(async {
         if let Some(create) = driver.create {
-            let context = CreateContext { file: file.clone(), data_file: None, size, options: &BTreeMap::new() };
+            let (options, keyring) = (BTreeMap::new(), &defaults.keyring);
+            let context = CreateContext { file: file.clone(), data_file: None, size, options: &options, keyring };
             create(context).await?;
         }
         let options = OpenOptions {
@@ -188,15 +196,13 @@ pub(crate) fn machine(files: FileOptions) -> Machine {
     Machine { files, report: Some(Arc::new(|text: &str| output::line(text))), ..Machine::default() }
 }
 
-/// Fails if an image of the chain is encrypted: part of its contents cannot be read.
-fn refuse_encrypted(image: &Arc<Image>) -> Result<(), Failure> {
-    for layer in Chain::of(image.clone()).layers() {
+/// Fails if an image of the chain is encrypted and has no key: part of its contents cannot be read.
+fn refuse_locked(image: &Arc<Image>) -> Result<(), Failure> {
+    for (depth, layer) in Chain::of(image.clone()).layers().iter().enumerate() {
         let Some(image) = layer.as_any().and_then(|any| any.downcast_ref::<Image>()) else { continue };
-        if let Some(method) = image.describe()?.encryption {
-            return Err(Failure::new(format!(
-                "Parameter 'encrypt.key-secret' is required for cipher: '{}' is encrypted ({method})",
-                image.name()
-            )));
+        if let Some(option) = image.missing_key() {
+            let below = "Could not open backing file: ".repeat(depth);
+            return Err(Failure::new(format!("{below}Parameter '{option}' is required for cipher")));
         }
     }
     Ok(())

@@ -25,7 +25,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let file = Memory::new(Vec::new());
     let create = Drivers::all().by_name("qcow2").and_then(|driver| driver.create).expect("qcow2 can be made");
-    block_on(create(CreateContext { file: file.clone(), data_file: None, size: SIZE, options: &options }))
+    block_on(create(CreateContext { file: file.clone(), data_file: None, size: SIZE, options: &options, keyring: &diskette::Keyring::default() }))
         .expect("valid options");
     let open = OpenOptions {
         read_only: false,

@@ -1,5 +1,6 @@
 //! [`Format`]: what a format driver tells the engine.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -127,6 +128,15 @@ pub enum SnapshotChange {
     Delete(String),
 }
 
+/// What is to become of an image besides its contents: options of its driver's list, by QEMU's names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AmendRequest {
+    /// The options with their values.
+    pub options: BTreeMap<String, String>,
+    /// Do what may lose the last key of an encrypted image, too.
+    pub force: bool,
+}
+
 /// An image format over its children: it maps and allocates, and moves no data.
 ///
 /// Only the engine calls it. Ranges lie within the image; a mutating call is never made on a read-only image, and the
@@ -205,6 +215,35 @@ pub trait Format: Send + Sync {
         false
     }
 
+    /// Whether guest data is stored encrypted, in sectors of [`crate::crypto::SECTOR_BYTES`]. Mappings then begin and end
+    /// with sectors on both sides, wherever the question did not ask for a part of one.
+    fn is_encrypted(&self) -> bool {
+        false
+    }
+
+    /// The name of the option that the key would have come from, if guest data is encrypted and there is no key.
+    fn missing_key(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Encrypts whole sectors that go to `host` and begin at guest offset `guest`.
+    ///
+    /// # Errors
+    /// There is no key.
+    fn encrypt(&self, host: Host, guest: u64, bytes: &mut [u8]) -> Result<()> {
+        let _ = (host, guest, bytes);
+        Err(Error::unsupported("this format does not encrypt"))
+    }
+
+    /// Decrypts whole sectors that come from `host` and begin at guest offset `guest`.
+    ///
+    /// # Errors
+    /// There is no key.
+    fn decrypt(&self, host: Host, guest: u64, bytes: &mut [u8]) -> Result<()> {
+        let _ = (host, guest, bytes);
+        Err(Error::unsupported("this format does not encrypt"))
+    }
+
     /// The granularity of [`Format::zero`] and [`Format::discard`] in bytes, a power of two.
     fn zero_granularity(&self) -> u64 {
         1
@@ -249,6 +288,12 @@ pub trait Format: Send + Sync {
     /// Forgets everything that this layer stores: all of it reads from the backing image again.
     fn make_empty<'a>(&'a self) -> Op<'a, ()> {
         Op::err(Error::unsupported("this format cannot be emptied"))
+    }
+
+    /// Changes what the request says. No other request runs meanwhile.
+    fn amend<'a>(&'a self, request: &'a AmendRequest) -> Op<'a, ()> {
+        let _ = request;
+        Op::err(Error::unsupported(alloc::format!("Format driver '{}' does not support option amendment", self.name())))
     }
 
     /// Makes, applies or deletes an internal snapshot. No other request runs meanwhile.

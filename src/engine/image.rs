@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 
 use crate::describe::Details;
 use crate::drivers::Drivers;
-use crate::engine::format::{CheckReport, Format, SnapshotChange};
+use crate::engine::format::{AmendRequest, CheckReport, Format, SnapshotChange};
 use crate::engine::requests::{RequestKind, Requests, Tracked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -140,6 +140,12 @@ impl Image {
         self.format.describe()
     }
 
+    /// The name of the option that the key would have come from, if guest data is encrypted and there is no key: it can be
+    /// described, mapped and checked, but not read.
+    pub fn missing_key(&self) -> Option<&'static str> {
+        self.format.missing_key()
+    }
+
     /// Looks through all metadata for contradictions.
     pub fn check(&self) -> Op<'_, CheckReport> {
         self.format.check().then(|result| result.map_err(|error| error.at_path(&self.name)))
@@ -159,7 +165,7 @@ impl Image {
         }
         Op::future(async move {
             self.format.close().await?;
-            for role in [Role::DataFile, Role::File] {
+            for role in [Role::DataFile, Role::Header, Role::File] {
                 if let Some(child) = self.format.child(role) {
                     child.close().await?;
                 }
@@ -187,6 +193,16 @@ impl Image {
         self.check_write(Range::default())?;
         let _all = self.alone().await;
         self.format.make_empty().await.map_err(|error| self.explain(error))
+    }
+
+    /// Changes properties of the image, such as the key slots of an encrypted one.
+    ///
+    /// # Errors
+    /// The image is read-only, its format cannot, or the options do not go together.
+    pub async fn amend(&self, request: &AmendRequest) -> Result<()> {
+        self.check_write(Range::default())?;
+        let _all = self.alone().await;
+        self.format.amend(request).await.map_err(|error| self.explain(error))
     }
 
     /// Waits for every request, and holds off others while the result lives.

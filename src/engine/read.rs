@@ -116,11 +116,8 @@ impl Image {
                 self.read_backing(at, into).await
             }),
             (State::Unallocated, _) => self.read_backing(at, into),
-            (State::Encrypted, _) => Op::err(Error::new(
-                ErrorKind::Denied,
-                "the data is encrypted and no key was given; only the structure of the image can be looked at",
-            )),
-            (State::Data | State::Compressed { .. }, None) => {
+            (State::Encrypted, Some(host)) => self.read_encrypted(at, host, into),
+            (State::Data | State::Encrypted | State::Compressed { .. }, None) => {
                 Op::err(Error::new(ErrorKind::Corrupt, "the format names no place for stored data"))
             }
         }
@@ -128,10 +125,11 @@ impl Image {
 
     /// Reads stored data. The last cluster of a file need not be all there: what nobody has written reads as zeroes. A
     /// cluster that begins beyond the end is missing, and reading it fails.
-    fn read_stored<'a>(&'a self, storage: &'a dyn Node, at: u64, into: &'a mut [u8]) -> Op<'a, ()> {
+    pub(super) fn read_stored<'a>(&'a self, storage: &'a dyn Node, at: u64, into: &'a mut [u8]) -> Op<'a, ()> {
         let length = storage.info().length;
         let end = at.saturating_add(into.len() as u64);
-        let reached = || length.next_multiple_of(self.format.info().cluster_size.unwrap_or(1).into());
+        let whole = u64::from(self.format.info().cluster_size.unwrap_or(1)).max(self.sector());
+        let reached = || length.next_multiple_of(whole);
         if end <= length || end > reached() {
             return storage.read(at, into, ReadFlags::default());
         }

@@ -14,7 +14,7 @@ use crate::engine::status::Chain;
 use crate::engine::zero::is_zero;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::node::{Extent, Node, Range, State, Want, WriteFlags, check_bounds};
+use crate::node::{Extent, Host, Node, Range, State, Want, WriteFlags, check_bounds};
 use crate::op::Op;
 
 /// Zeroes are written, where the format has no better way, in pieces of this many bytes.
@@ -60,7 +60,9 @@ impl Image {
             });
         }
         let request = self.requests.begin(RequestKind::Write, range);
-        if request.undisturbed() && !flags.serialising && !flags.force_unit_access && !self.listened {
+        let in_sectors = self.is_in_sectors(range);
+        let plain = !self.format.is_encrypted() && !flags.serialising && !flags.force_unit_access;
+        if request.undisturbed() && plain && !self.listened {
             // One piece that is allocated already: hand it to the leaf.
             match self.format.in_place(range) {
                 Op::Ready(Ok(InPlace { len, host: Some(host) })) if len == range.len => {
@@ -79,7 +81,7 @@ impl Image {
         }
         Op::future(async move {
             let write = async {
-                if flags.serialising {
+                if flags.serialising || !in_sectors {
                     request.mark_serialising(self.granularity());
                 }
                 request.wait().await;
@@ -318,7 +320,7 @@ impl Image {
 
     /// The unit in which requests exclude each other when they change the mapping.
     pub(crate) fn granularity(&self) -> u64 {
-        u64::from(self.format.info().cluster_size.unwrap_or(1)).max(self.format.zero_granularity()).max(1)
+        u64::from(self.format.info().cluster_size.unwrap_or(1)).max(self.format.zero_granularity()).max(self.sector())
     }
 
     async fn write_mapped(&self, request: &Tracked<'_>, at: u64, from: &[u8]) -> Result<()> {
@@ -333,6 +335,11 @@ impl Image {
         mut from: &[u8],
         placed: &(dyn Fn() + Sync),
     ) -> Result<()> {
+        let sectors;
+        if !self.is_in_sectors(Range::new(at, from.len() as u64)) {
+            (at, sectors) = self.fill_up_sectors(at, from).await?;
+            from = &sectors;
+        }
         while !from.is_empty() {
             let range = Range::new(at, from.len() as u64);
             let place = self.format.in_place(range).await?;
@@ -343,7 +350,7 @@ impl Image {
                         placed();
                     }
                     self.announce(Event::WriteAio).await?;
-                    self.storage(host.role)?.write(host.at, part, WriteFlags::default()).await?;
+                    self.store(host, at, part).await?;
                     part.len()
                 }
                 None if !request.is_serialising() => {
@@ -386,17 +393,15 @@ impl Image {
             return Err(Error::new(ErrorKind::Corrupt, "an allocation does not cover the request"));
         }
         let from = from.get(..written as usize).unwrap_or(from);
-        let storage = self.storage(allocation.host.role)?;
         let head = at - guest.start;
         let tail = guest.end() - (at + written);
-        let host = allocation.host.at;
-        let flags = WriteFlags::default();
+        let host = |skip: u64| Host { at: allocation.host.at + skip, ..allocation.host };
         if head > 0 || tail > 0 {
             self.announce(Event::CowRead).await?;
         }
         if head == 0 && tail == 0 {
             self.announce(Event::WriteAio).await?;
-            storage.write(host, from, flags).await?;
+            self.store(host(0), guest.start, from).await?;
         } else if guest.len <= MERGE_BYTES {
             let mut merged = vec![0; guest.len as usize];
             let (before, rest) = merged.split_at_mut(head as usize);
@@ -406,19 +411,19 @@ impl Image {
             self.read_old(at + written, after).await?;
             self.announce(Event::WriteAio).await?;
             self.announce(Event::CowWrite).await?;
-            storage.write(host, &merged, flags).await?;
+            self.store_own(host(0), guest.start, &mut merged).await?;
         } else {
             if head > 0 {
-                let before = self.old_contents(guest.start, head).await?;
+                let mut before = self.old_contents(guest.start, head).await?;
                 self.announce(Event::CowWrite).await?;
-                storage.write(host, &before, flags).await?;
+                self.store_own(host(0), guest.start, &mut before).await?;
             }
             self.announce(Event::WriteAio).await?;
-            storage.write(host + head, from, flags).await?;
+            self.store(host(head), at, from).await?;
             if tail > 0 {
-                let after = self.old_contents(at + written, tail).await?;
+                let mut after = self.old_contents(at + written, tail).await?;
                 self.announce(Event::CowWrite).await?;
-                storage.write(host + head + written, &after, flags).await?;
+                self.store_own(host(head + written), at + written, &mut after).await?;
             }
         }
         Ok(written as usize)
@@ -431,7 +436,7 @@ impl Image {
     }
 
     /// What the guest sees now, with zeroes beyond the end of the image, or the VM state behind it.
-    async fn read_old(&self, at: u64, into: &mut [u8]) -> Result<()> {
+    pub(super) async fn read_old(&self, at: u64, into: &mut [u8]) -> Result<()> {
         if let Some(state) = self.format.vm_state_offset().filter(|state| *state <= at) {
             return self.read_vm_state(at - state, into).await;
         }
@@ -445,6 +450,9 @@ impl Image {
     pub(crate) async fn copy_tracked(&self, at: u64, source: &Image, source_at: u64, len: u64) -> Result<()> {
         let (to, from) = (Range::new(at, len), Range::new(source_at, len));
         self.check_write(to)?;
+        if self.format.is_encrypted() || source.format.is_encrypted() {
+            return Err(Error::unsupported("encrypted data is stored differently everywhere"));
+        }
         check_bounds(source_at, len, source.format.info().length).map_err(|error| source.explain(error))?;
         if len == 0 {
             return Ok(());

@@ -3,6 +3,7 @@
 mod direct;
 mod file;
 mod host;
+mod keyring;
 mod lock;
 mod opener;
 pub mod parallel;
@@ -10,4 +11,5 @@ pub mod rebase;
 
 pub use file::{CacheMode, File, FileOptions, Locking};
 pub use host::{Machine, MachineClock};
+pub use keyring::Secrets;
 pub use opener::{FileOpener, resolve};

@@ -2,6 +2,7 @@
 #![allow(unreachable_pub)]
 
 mod differential;
+mod encryption;
 mod growth;
 mod hostile;
 mod model;

@@ -6,7 +6,7 @@ use diskette::drivers::OpenOptions;
 use diskette::ring::{Answer, Ask, Stepper};
 use diskette::{Callbacks, CheckReport, Image, Memory, Node, Range, ReadFlags, WriteFlags, block_on};
 
-use crate::support::{Random, create, create_in, open, read, with_files, writable, write};
+use crate::support::{Random, create, create_in, open, read, readable, with_files, writable, write};
 
 /// Options of images whose write paths differ.
 const GEOMETRIES: &[&[(&str, &str)]] = &[
@@ -18,6 +18,16 @@ const GEOMETRIES: &[&[(&str, &str)]] = &[
     &[("cluster_size", "16k"), ("extended_l2", "on")],
     &[("cluster_size", "8k"), ("lazy_refcounts", "on"), ("refcount_bits", "8")],
     &[("cluster_size", "4k"), ("preallocation", "metadata")],
+    &[("cluster_size", "4k"), ("encrypt.format", "luks"), ("encrypt.key-secret", "s"), ("encrypt.iter-time", "1")],
+    &[("cluster_size", "512"), ("encrypt.format", "aes"), ("encrypt.key-secret", "s")],
+    &[
+        ("cluster_size", "16k"),
+        ("extended_l2", "on"),
+        ("encrypt.format", "luks"),
+        ("encrypt.key-secret", "s"),
+        ("encrypt.iter-time", "1"),
+        ("encrypt.cipher-mode", "cbc"),
+    ],
 ];
 
 fn size_for(options: &[(&str, &str)]) -> u64 {
@@ -267,7 +277,7 @@ fn tasks_that_overlap_in_a_stepper_keep_their_own_ranges() {
         pump(&stepper, &files, &mut random);
         closing.take().unwrap().unwrap();
         let memory = Memory::new(files.into_inner().unwrap().remove(0));
-        let reopened = open(memory, &OpenOptions::default()).unwrap();
+        let reopened = open(memory, &readable()).unwrap();
         for result in results {
             for (stripe, bytes) in result.take().unwrap().unwrap() {
                 assert!(read(&*reopened, stripe * STRIPE, STRIPE as usize).unwrap() == bytes, "stripe {stripe}");
@@ -310,7 +320,7 @@ fn threads_that_share_clusters_keep_their_own_ranges() {
         });
         block_on(image.close()).unwrap();
         assert_sound(&block_on(image.check()).unwrap());
-        let reopened = open(file, &OpenOptions::default()).unwrap();
+        let reopened = open(file, &readable()).unwrap();
         for (stripe, bytes) in all {
             assert!(read(&*reopened, stripe * STRIPE, STRIPE as usize).unwrap() == bytes, "stripe {stripe}");
         }

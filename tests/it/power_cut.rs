@@ -8,7 +8,7 @@ use diskette::drivers::OpenOptions;
 use diskette::engine::{FindingKind, SnapshotChange};
 use diskette::{ErrorKind, Image, Memory, Node, WriteFlags, block_on};
 
-use crate::support::{Pending, Random, TestNode, create, open, read, with_files, writable, write};
+use crate::support::{Pending, Random, TestNode, create, open, read, readable, with_files, writable, write};
 
 const GEOMETRIES: &[&[(&str, &str)]] = &[
     &[("cluster_size", "512")],
@@ -17,6 +17,7 @@ const GEOMETRIES: &[&[(&str, &str)]] = &[
     &[("cluster_size", "2k"), ("compat", "0.10")],
     &[("cluster_size", "16k"), ("extended_l2", "on")],
     &[("cluster_size", "1k"), ("lazy_refcounts", "on")],
+    &[("cluster_size", "4k"), ("encrypt.format", "aes"), ("encrypt.key-secret", "s")],
 ];
 
 const SIZE: u64 = 200 << 10;
@@ -142,7 +143,7 @@ fn a_full_disk_at_any_write_leaves_leaks_at_most() {
                 assert!(certain[at].is_none_or(|value| value == *byte), "geometry {index} limit {limit} byte {at}");
             }
             block_on(image.close()).unwrap();
-            let reopened = open(Memory::new(node.bytes()), &OpenOptions::default()).unwrap();
+            let reopened = open(Memory::new(node.bytes()), &readable()).unwrap();
             let report = block_on(reopened.check()).unwrap();
             assert_eq!((report.corruptions, report.check_errors), (0, 0), "limit {limit}: {:?}", report.findings);
             assert!(read(&*reopened, 0, SIZE as usize).unwrap() == contents, "geometry {index} limit {limit}");
@@ -221,7 +222,7 @@ fn a_power_cut_while_snapshots_change_leaves_the_old_or_the_new() {
             }
         }
         block_on(image.close()).unwrap();
-        let report = block_on(open(Memory::new(node.bytes()), &OpenOptions::default()).unwrap().check()).unwrap();
+        let report = block_on(open(Memory::new(node.bytes()), &readable()).unwrap().check()).unwrap();
         assert!(report.is_clean(), "geometry {index}: {:?}", report.findings);
     }
 }
@@ -274,7 +275,7 @@ fn a_full_disk_while_tables_grow_leaves_leaks_at_most() {
         node.fail_at.store(usize::MAX, Ordering::Relaxed);
         write(&*image, 2 << 20, &[9; 30_000]).unwrap();
         block_on(image.close()).unwrap();
-        let reopened = open(Memory::new(node.bytes()), &OpenOptions::default()).unwrap();
+        let reopened = open(Memory::new(node.bytes()), &readable()).unwrap();
         let report = block_on(reopened.check()).unwrap();
         assert_eq!((report.corruptions, report.check_errors), (0, 0), "limit {limit}: {:?}", report.findings.first());
         assert!(read(&*reopened, 2 << 20, 30_000).unwrap() == [9; 30_000], "limit {limit}");

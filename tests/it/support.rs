@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use diskette::drivers::{CreateContext, Drivers, OpenOptions};
+use diskette::native::Secrets;
 use diskette::{
-    Error, ErrorKind, Gate, Image, ImageOptions, Memory, Node, NodeInfo, Op, Opener, Policy, Preallocation, Range,
-    ReadFlags, Reference, Result, WriteFlags, block_on,
+    Error, ErrorKind, Gate, Image, ImageOptions, Keyring, Memory, Node, NodeInfo, Op, Opener, Policy, Preallocation,
+    Range, ReadFlags, Reference, Result, Secret, WriteFlags, block_on,
 };
 
 /// A small deterministic random source (SplitMix64).
@@ -212,8 +213,31 @@ pub fn create_in(
 ) -> Result<()> {
     let options: BTreeMap<String, String> =
         options.iter().map(|(name, value)| ((*name).to_string(), (*value).to_string())).collect();
-    let create = Drivers::all().by_name("qcow2").and_then(|driver| driver.create).expect("qcow2 can be made");
-    block_on(create(CreateContext { file, data_file, size, options: &options }))
+    create_as("qcow2", file, size, &options, data_file)
+}
+
+/// Makes an image of any format.
+pub fn create_as(
+    format: &str,
+    file: Arc<dyn Node>,
+    size: u64,
+    options: &BTreeMap<String, String>,
+    data_file: Option<Arc<dyn Node>>,
+) -> Result<()> {
+    let create = Drivers::all().by_name(format).and_then(|driver| driver.create).expect("the format can be made");
+    block_on(create(CreateContext { file, data_file, size, options, keyring: &keyring() }))
+}
+
+/// Secrets of the tests: `s`, and two more.
+pub fn keyring() -> Keyring {
+    let known = [("s", "open sesame"), ("other", "hunter2"), ("third", "swordfish")];
+    Secrets::keyring(known.map(|(id, text)| (id.to_string(), Secret::new(text.as_bytes()))).into())
+}
+
+/// Options that open any qcow2 image of the tests, encrypted ones too.
+pub fn readable() -> OpenOptions {
+    let driver_options = [("encrypt.key-secret".to_string(), "s".to_string())];
+    OpenOptions { driver_options: driver_options.into(), keyring: keyring(), ..OpenOptions::default() }
 }
 
 /// Answers references from a table.
@@ -232,11 +256,7 @@ impl Opener for Table {
 }
 
 pub fn writable() -> OpenOptions {
-    OpenOptions {
-        read_only: false,
-        image: ImageOptions { discard: true, ..ImageOptions::default() },
-        ..OpenOptions::default()
-    }
+    OpenOptions { read_only: false, image: ImageOptions { discard: true, ..ImageOptions::default() }, ..readable() }
 }
 
 pub fn with_files(options: OpenOptions, files: &[(&str, Arc<dyn Node>)]) -> OpenOptions {

@@ -17,7 +17,11 @@ struct Step {
 const STEPS: &[Step] = &[
     Step { name: "fmt", about: "the code is formatted", run: fmt },
     Step { name: "clippy", about: "no lints", run: clippy },
-    Step { name: "nextest", about: "unit and integration tests, with QEMU's tools as the oracle", run: nextest },
+    Step {
+        name: "nextest",
+        about: "unit and integration tests, with the tools of QEMU and cryptsetup as oracles",
+        run: nextest,
+    },
     Step { name: "portable", about: "the same tests of the core with the portable decoders", run: portable },
     Step { name: "doctest", about: "examples in the documentation", run: doctest },
     Step { name: "rustdoc", about: "the documentation builds without warnings", run: rustdoc },
@@ -64,6 +68,7 @@ fn clippy() -> Result<()> {
 fn nextest() -> Result<()> {
     provision::cargo_tool("cargo-nextest")?;
     provision::program("qemu-img", "qemu-utils")?;
+    provision::program("cryptsetup", "cryptsetup-bin")?;
     run_process(&mut cargo(&["nextest", "run", "--workspace", "--locked"]))
 }
 

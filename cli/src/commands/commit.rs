@@ -55,6 +55,7 @@ pub(crate) fn run(args: &CommitArgs) -> Outcome {
     let options = FileOptions { read_only: true, cache: wish.cache, ..FileOptions::default() };
     let mut files = FileOpener { machine: machine(options), ..FileOpener::new(options) };
     files.images.image.discard = true;
+    files.images.keyring = crate::secrets::keyring();
     let opener = Arc::new(ChainOpener { files, layers, met: AtomicU32::new(0), target: Mutex::new(None) });
     let top = open_through(&args.file, &wish, opener.clone())?;
     let base = opener.target.lock().ok().and_then(|mut target| target.take());

@@ -70,7 +70,6 @@ fn open_both(args: &CompareArgs) -> Result<(Opened, Opened), Failure> {
         image_opts: args.image_opts,
         force_share: args.force_share,
         cache,
-        contents: true,
         ..Wish::default()
     };
     Ok((open(&args.first, &wish(&args.first_format))?, open(&args.second, &wish(&args.second_format))?))

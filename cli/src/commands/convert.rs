@@ -72,7 +72,10 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome {
             .map_err(|failure| failure.within(&format!("{target_name}: error while converting {}", driver.name)))?;
         options
     };
-    let target = open(target_name, &settings.target)?;
+    let keys = options.iter().filter(|(name, _)| name.ends_with("key-secret"));
+    let mut target_wish = settings.target.clone();
+    keys.for_each(|(name, secret)| target_wish.options.set(name, secret));
+    let target = open(target_name, &target_wish)?;
     if target.image.info().length < size {
         return Err(Failure::new("output file is smaller than input file"));
     }
@@ -130,7 +133,6 @@ impl Settings {
                 image_opts: args.image_opts,
                 force_share: args.force_share,
                 cache: source_cache,
-                contents: true,
                 ..Wish::default()
             },
             target: Wish {
@@ -222,7 +224,8 @@ fn copy_all(
     let base_file = base.as_deref().and_then(identity);
     let preallocated = options.get("preallocation").is_some_and(|mode| mode != "off");
     // Clusters that were set aside hold what their file held before.
-    let file_is_zero = !preallocated || target.file.info().zero_init;
+    let is_encrypted = target.image.describe()?.encryption.is_some();
+    let file_is_zero = !preallocated || (target.file.info().zero_init && !is_encrypted);
     let fresh = !args.no_create && base.is_none() && file_is_zero && target.image.info().zero_init;
     let target_node: Arc<dyn Node> = target.image.clone();
     let source: Arc<dyn Node> = match sources {

@@ -108,7 +108,7 @@ pub(crate) fn print_options(driver: &Driver, with_file: bool) {
         if with_file { "Supported options:\n".into() } else { format!("Supported {} options:\n", driver.name) };
     for option in options {
         // Space is set aside by the file.
-        if with_file || driver.name != "raw" || option.name != "preallocation" {
+        if with_file || driver.name == "qcow2" || option.name != "preallocation" {
             text.push_str(&format!("  {:<22} - {}\n", format!("{}=<{}>", option.name, option.kind), option.help));
         }
     }
@@ -131,12 +131,6 @@ pub(crate) fn merge_options(texts: &[String]) -> Result<BTreeMap<String, String>
 /// Fails unless the driver knows every option and its value is of the right kind.
 pub(crate) fn check_options(driver: &Driver, options: &BTreeMap<String, String>) -> Result<(), Failure> {
     for (name, value) in options {
-        if name == "encryption" && switch(value) == Some("off") {
-            continue;
-        }
-        if name.starts_with("encrypt") {
-            return Err(Failure::new(format!("making encrypted images ('{name}') is not supported")));
-        }
         let known = driver.create_options.iter().find(|option| option.name == name).map(|option| option.kind);
         let kind = known.or((name == "size").then_some("size"));
         match kind.ok_or_else(|| Failure::new(format!("Invalid parameter '{name}'")))? {
@@ -186,7 +180,8 @@ pub(crate) fn add_backing(
 /// Opens what is to be the backing image of `file`, to see that it is there.
 pub(crate) fn check_backing(file: &str, backing: &str, format: Option<&String>) -> Result<Opened, Failure> {
     let path = resolve(backing, file).map_err(|error| Failure::new(explain(&error, backing)))?;
-    open_plainly(&path, &Wish { format: format.cloned(), ..Wish::default() })
+    // Its size is all that matters, so it needs no key.
+    open_plainly(&path, &Wish { format: format.cloned(), structure_only: true, ..Wish::default() })
 }
 
 /// The line that tells what is about to be made.
@@ -197,6 +192,14 @@ fn formatting_line(file: &str, format: &str, size: u64, options: &BTreeMap<Strin
     let shown: &[(&str, Option<&str>)] = if format == "qcow2" {
         &[
             ("encryption", None),
+            ("encrypt.format", None),
+            ("encrypt.key-secret", None),
+            ("encrypt.cipher-alg", None),
+            ("encrypt.cipher-mode", None),
+            ("encrypt.ivgen-alg", None),
+            ("encrypt.ivgen-hash-alg", None),
+            ("encrypt.hash-alg", None),
+            ("encrypt.iter-time", None),
             ("cluster_size", Some(&cluster)),
             ("extended_l2", Some("off")),
             ("preallocation", None),
@@ -211,7 +214,18 @@ fn formatting_line(file: &str, format: &str, size: u64, options: &BTreeMap<Strin
             ("refcount_bits", Some("16")),
         ]
     } else {
-        &[("size", Some(&size)), ("preallocation", None)]
+        &[
+            ("size", Some(&size)),
+            ("key-secret", None),
+            ("cipher-alg", None),
+            ("cipher-mode", None),
+            ("ivgen-alg", None),
+            ("ivgen-hash-alg", None),
+            ("hash-alg", None),
+            ("iter-time", None),
+            ("detached-header", None),
+            ("preallocation", None),
+        ]
     };
     let mut line = format!("Formatting '{file}', fmt={format}");
     for (name, default) in shown {
@@ -223,7 +237,7 @@ fn formatting_line(file: &str, format: &str, size: u64, options: &BTreeMap<Strin
     line
 }
 
-/// Makes the image and the data file it may need. What was made for nothing is removed.
+/// Makes the image and the data file it may need. What was made, or emptied, for nothing is removed.
 pub(crate) fn make(
     file: &str,
     driver: &Driver,
@@ -234,9 +248,10 @@ pub(crate) fn make(
     let path = resolve(file, "").map_err(|error| Failure::new(explain(&error, file)))?;
     let data_path = options.get("data_file").map(|name| resolve(name, &path)).transpose()?;
     let paths = [Some(path.as_str()), data_path.as_deref()];
-    let new: Vec<&str> = paths.into_iter().flatten().filter(|path| !Path::new(path).exists()).collect();
+    let paths: Vec<(&str, bool)> = paths.into_iter().flatten().map(|path| (path, Path::new(path).exists())).collect();
     fill(driver, &path, data_path.as_deref(), size, options, cache).map_err(|error| {
-        for path in new {
+        let emptied = |path: &str| std::fs::metadata(path).is_ok_and(|about| about.is_file() && about.len() == 0);
+        for (path, _) in paths.into_iter().filter(|(path, existed)| !existed || emptied(path)) {
             // The failure that is reported matters more.
             let _ = std::fs::remove_file(path);
         }
@@ -254,7 +269,6 @@ fn fill(
 ) -> Result<(), Error> {
     let create = driver.create.ok_or_else(|| Error::unsupported("this format cannot be made"))?;
     let mut options = options.clone();
-    options.remove("encryption");
     for option in driver.create_options.iter().filter(|option| option.kind.starts_with("bool")) {
         if let Some(value) = options.get_mut(option.name) {
             *value = switch(value).unwrap_or(value).to_string();
@@ -266,5 +280,6 @@ fn fill(
         Some(path) => Some(File::create(path, native)? as Arc<dyn Node>),
         None => None,
     };
-    block_on(create(CreateContext { file, data_file, size, options: &options }))
+    let keyring = crate::secrets::keyring();
+    block_on(create(CreateContext { file, data_file, size, options: &options, keyring: &keyring }))
 }

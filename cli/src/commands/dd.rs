@@ -58,7 +58,6 @@ pub(crate) fn run(args: &DdArgs) -> Outcome {
         format: args.format.clone(),
         image_opts: args.image_opts,
         force_share: args.force_share,
-        contents: true,
         ..Wish::default()
     };
     let source = open(&operands.input, &wish)?;

@@ -18,7 +18,7 @@ pub(crate) fn run(args: &MapArgs) -> Outcome {
     };
     let start = offset(&args.start_offset, "start offset")?.unwrap_or(0);
     let max = offset(&args.max_length, "max length")?.unwrap_or(u64::MAX);
-    let opened = open(&args.file, &Wish::try_from(&args.image)?)?;
+    let opened = open(&args.file, &Wish { locked: true, ..Wish::try_from(&args.image)? })?;
     let length = opened.image.info().length.saturating_sub(start).min(max);
     let mut printer = Printer { json: args.output == Output::Json, first: true, text: String::new(), failure: None };
     printer.begin();

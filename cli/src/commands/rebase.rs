@@ -43,12 +43,7 @@ pub(crate) fn run(args: &RebaseArgs) -> Outcome {
             "" => None,
             name => {
                 let path = resolve(name, &top.path).map_err(|error| Failure::new(explain(&error, name)))?;
-                let wish = Wish {
-                    format: args.backing_format.clone(),
-                    cache: source_cache,
-                    contents: true,
-                    ..Wish::default()
-                };
+                let wish = Wish { format: args.backing_format.clone(), cache: source_cache, ..Wish::default() };
                 Some(open_new(&path, name, &wish)?)
             }
         };

@@ -6,6 +6,7 @@ mod convert;
 mod corpus;
 mod descriptions;
 mod io;
+mod luks;
 mod measures;
 mod options;
 mod snapshot;

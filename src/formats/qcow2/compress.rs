@@ -18,7 +18,8 @@ impl Qcow2 {
             return Err(Error::unsupported("an image with an external data file has no compressed clusters"));
         }
         if self.header.encryption != Encryption::None {
-            return Err(Error::unsupported("an encrypted image has no compressed clusters"));
+            // They would be stored as they are.
+            return Err(Error::unsupported("Compression and encryption not supported at the same time"));
         }
         match self.header.compression {
             Compression::Deflate => codec::deflate(cluster, cluster.len()),

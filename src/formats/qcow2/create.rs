@@ -6,17 +6,19 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::crypto::{NewVolume, Parameters};
 use crate::drivers::{CreateContext, CreateOption, KNOWN_NAMES, OpenContext, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::qcow2::extension::{BACKING_FORMAT, DATA_FILE, FEATURE_NAMES};
+use crate::formats::qcow2::encryption;
+use crate::formats::qcow2::extension::{BACKING_FORMAT, DATA_FILE, ENCRYPTION, FEATURE_NAMES};
 use crate::formats::qcow2::header::{
-    AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, ClusterBits, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DATA_FILE,
-    INCOMPATIBLE_EXTENDED_L2, KNOWN_FEATURES, MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, RawHeader,
+    AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, ClusterBits, Encryption, INCOMPATIBLE_COMPRESSION,
+    INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_EXTENDED_L2, KNOWN_FEATURES, MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, RawHeader,
 };
 use crate::formats::qcow2::table::{refcount_place, set_refcount};
 use crate::node::{Node, Preallocation, Range, Role, WriteFlags};
 use crate::op::{BoxFuture, Op};
-use crate::policy::{Gate, Opener, Policy, Reference};
+use crate::policy::{Budgets, Gate, Opener, Policy, Reference};
 use crate::wire::parse_size;
 
 /// The options of a new image, as QEMU lists them.
@@ -28,10 +30,32 @@ pub(super) const OPTIONS: &[CreateOption] = &[
     option("compression_type", "str", "Compression method used for image cluster compression"),
     option("data_file", "str", "File name of an external data file"),
     option("data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image"),
+    option("encrypt.cipher-alg", "str", "Name of encryption cipher algorithm"),
+    option("encrypt.cipher-mode", "str", "Name of encryption cipher mode"),
+    option("encrypt.format", "str", "Encrypt the image, format choices: 'aes', 'luks'"),
+    option("encrypt.hash-alg", "str", "Name of encryption hash algorithm"),
+    option("encrypt.iter-time", "num", "Time to spend in PBKDF in milliseconds"),
+    option("encrypt.ivgen-alg", "str", "Name of IV generator algorithm"),
+    option("encrypt.ivgen-hash-alg", "str", "Name of IV generator hash algorithm"),
+    option("encrypt.key-secret", "str", "ID of secret providing qcow AES key or LUKS passphrase"),
+    option(
+        "encryption",
+        "bool (on/off)",
+        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+    ),
     option("extended_l2", "bool (on/off)", "Extended L2 tables"),
     option("lazy_refcounts", "bool (on/off)", "Postpone refcount updates"),
     option("preallocation", "str", "Preallocation mode (allowed values: off, metadata, falloc, full)"),
     option("refcount_bits", "num", "Width of a reference count entry in bits"),
+];
+
+/// The options of a change of an image, as QEMU lists them.
+pub(super) const AMEND_OPTIONS: &[CreateOption] = &[
+    option("encrypt.iter-time", "num", "Time to spend in PBKDF in milliseconds"),
+    option("encrypt.keyslot", "num", "Select a single keyslot to modify explicitly"),
+    option("encrypt.new-secret", "str", "New secret to set in the matching keyslots. Empty string to erase"),
+    option("encrypt.old-secret", "str", "Select all keyslots that match this password"),
+    option("encrypt.state", "str", "Select new state of affected keyslots (active/inactive)"),
 ];
 
 /// Zeroes are written in pieces of this many bytes.
@@ -59,16 +83,14 @@ pub(super) struct Plan {
     data_file: Option<String>,
     data_file_raw: bool,
     preallocation: Preallocation,
+    encryption: Option<Encryption>,
+    /// What the LUKS header is to be like, if there is to be one.
+    luks: Option<Parameters>,
 }
 
 impl Plan {
     pub(super) fn new(size: u64, options: &BTreeMap<String, String>) -> Result<Self> {
         for name in options.keys() {
-            if name.starts_with("encrypt") {
-                return Err(Error::unsupported(alloc::format!(
-                    "creating encrypted qcow2 images ('{name}') is not supported"
-                )));
-            }
             if name != "size" && !OPTIONS.iter().any(|option| option.name == name) {
                 return Err(Error::invalid(alloc::format!("Invalid parameter '{name}'")));
             }
@@ -100,7 +122,14 @@ impl Plan {
             None => 16,
             Some(bits) => bits.parse().map_err(|_| Error::invalid("Parameter 'refcount_bits' expects a number"))?,
         };
+        let encryption = encryption::wanted(options)?;
+        let luks = match encryption {
+            Some(Encryption::Luks) => Some(Parameters::read(options, "encrypt.")?),
+            _ => None,
+        };
         let plan = Plan {
+            encryption,
+            luks,
             size: size
                 .checked_next_multiple_of(512)
                 .ok_or_else(|| Error::new(ErrorKind::TooLarge, "Image size is too large"))?,
@@ -244,6 +273,11 @@ impl Plan {
         (1 + l1 + l2_tables + blocks + table) * cluster
     }
 
+    /// Bytes of the LUKS header, in whole clusters.
+    pub(super) fn encryption_bytes(&self) -> u64 {
+        self.luks.as_ref().map_or(0, |parameters| parameters.header_bytes().next_multiple_of(self.cluster.size()))
+    }
+
     fn l1_entries(&self) -> u64 {
         let entry = if self.extended { 16 } else { 8 };
         self.size.div_ceil(self.cluster.size() / entry * self.cluster.size())
@@ -270,7 +304,11 @@ impl Plan {
             backing_file_size: 0,
             cluster_bits: self.cluster.bits(),
             size: self.size,
-            crypt_method: 0,
+            crypt_method: match self.encryption {
+                Some(Encryption::Luks) => 2,
+                Some(Encryption::Aes) => 1,
+                _ => 0,
+            },
             l1_size: self.l1_entries() as u32,
             l1_table_offset: places.l1_table,
             refcount_table_offset: places.refcount_table,
@@ -297,6 +335,9 @@ impl Plan {
         }
         if let Some(name) = &self.data_file {
             extension(DATA_FILE, name.as_bytes());
+        }
+        if let Some(parameters) = &self.luks {
+            extension(ENCRYPTION, &[places.luks.to_be_bytes(), parameters.header_bytes().to_be_bytes()].concat());
         }
         let room = self.cluster.size() as usize;
         if self.version >= 3 && room >= 1024 {
@@ -332,12 +373,13 @@ impl Plan {
     }
 }
 
-/// Where the first tables go: header, refcount table, refcount blocks, L1 table.
+/// Where the first tables go: header, refcount table, refcount blocks, L1 table, LUKS header.
 struct Places {
     refcount_table: u64,
     refcount_table_clusters: u64,
     blocks: u64,
     l1_table: u64,
+    luks: u64,
     end: u64,
 }
 
@@ -346,9 +388,10 @@ impl Places {
         let cluster = plan.cluster;
         let per_block = (cluster.size() * 8) >> plan.refcount_order;
         let l1_clusters = cluster.count(plan.l1_entries() * 8);
+        let luks_clusters = plan.luks.as_ref().map_or(0, |parameters| cluster.count(parameters.header_bytes()));
         let (mut blocks, mut table) = (1, 1);
         loop {
-            let used = 1 + table + blocks + l1_clusters;
+            let used = 1 + table + blocks + l1_clusters + luks_clusters;
             let needed = used.div_ceil(per_block);
             let table_needed = cluster.count(needed * 8);
             if needed <= blocks && table_needed <= table {
@@ -363,14 +406,25 @@ impl Places {
             blocks,
             // An empty disk has no table.
             l1_table: if l1_clusters == 0 { 0 } else { at(1 + table + blocks) },
-            end: 1 + table + blocks + l1_clusters,
+            luks: at(1 + table + blocks + l1_clusters),
+            end: 1 + table + blocks + l1_clusters + luks_clusters,
         }
     }
 }
 
 async fn create_image(context: CreateContext<'_>) -> Result<()> {
     let plan = Plan::new(context.size, context.options)?;
-    let file = crate::engine::byte_granular(context.file);
+    let file = crate::engine::byte_granular(context.file.clone());
+    let passphrase = match plan.encryption {
+        Some(_) => {
+            let secret =
+                context.options.get(encryption::KEY_SECRET).filter(|name| !name.is_empty()).ok_or_else(|| {
+                    Error::invalid(alloc::format!("Parameter '{}' is required for cipher", encryption::KEY_SECRET))
+                })?;
+            Some(context.keyring.passphrase(secret)?)
+        }
+        None => None,
+    };
     let places = Places::of(&plan);
     let cluster = plan.cluster;
     let first = plan.first_cluster(&places)?;
@@ -401,6 +455,11 @@ async fn create_image(context: CreateContext<'_>) -> Result<()> {
         file.write(at, &block, WriteFlags::default()).await?;
     }
     file.write(places.refcount_table, &table, WriteFlags::default()).await?;
+    if let (Some(parameters), Some(passphrase)) = (&plan.luks, &passphrase) {
+        NewVolume { file: &*file, at: places.luks, parameters, detached: false, passphrase, keyring: context.keyring }
+            .create()
+            .await?;
+    }
     // Until the header is there, it is not an image.
     file.flush().await?;
     file.write(0, &first, WriteFlags::default()).await?;
@@ -410,7 +469,7 @@ async fn create_image(context: CreateContext<'_>) -> Result<()> {
         data.resize(plan.size, mode).await?;
     }
     if plan.preallocation != Preallocation::Off {
-        preallocate(&plan, file, context.data_file).await?;
+        preallocate(&plan, file, &context).await?;
     }
     Ok(())
 }
@@ -428,9 +487,19 @@ impl Opener for DataFile {
 }
 
 /// Allocates every cluster of the disk.
-async fn preallocate(plan: &Plan, file: Arc<dyn Node>, data: Option<Arc<dyn Node>>) -> Result<()> {
-    let gate = data.map_or_else(Gate::closed, |data| Gate::new(Policy::Allow, Arc::new(DataFile(data))));
-    let options = OpenOptions { read_only: false, gate, ..OpenOptions::default() };
+async fn preallocate(plan: &Plan, file: Arc<dyn Node>, context: &CreateContext<'_>) -> Result<()> {
+    let gate =
+        context.data_file.clone().map_or_else(Gate::closed, |data| Gate::new(Policy::Allow, Arc::new(DataFile(data))));
+    let secret = context.options.get(encryption::KEY_SECRET).cloned();
+    let options = OpenOptions {
+        read_only: false,
+        gate,
+        driver_options: secret.map(|secret| (encryption::KEY_SECRET.to_string(), secret)).into_iter().collect(),
+        keyring: context.keyring.clone(),
+        // The image is our own.
+        budgets: Budgets { key_iterations: u32::MAX, ..Budgets::default() },
+        ..OpenOptions::default()
+    };
     let name = file.name().to_string();
     let (format, _) =
         super::open::open_image(OpenContext { file: file.clone(), name: &name, options: &options }).await?;

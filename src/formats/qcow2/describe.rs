@@ -64,8 +64,8 @@ impl Qcow2 {
             }
             values.push(("data-file-raw", Value::Bool(self.header.is_data_file_raw())));
         }
-        if !self.encryption.is_empty() {
-            values.push(("encrypt", Value::Object(self.encryption.clone())));
+        if !self.crypt.is_none() {
+            values.push(("encrypt", Value::Object(self.crypt.describe())));
         }
         if raw.version >= 3 {
             values.push(("corrupt", Value::Bool(raw.incompatible_features & INCOMPATIBLE_CORRUPT != 0)));

@@ -1,131 +1,187 @@
-//! How an image is encrypted: what the LUKS header in it says (LUKS On-Disk Format Specification, version 1.2.3).
+//! Encrypted guest data (QEMU docs/interop/qcow2, "Data encryption"): LUKS with its header in the image, or AES in CBC mode
+//! with the passphrase itself as key. Compressed clusters and metadata are stored as they are.
 
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::crypto::header::{HEADER_BYTES, Place};
+use crate::crypto::spec::{Cipher, Generator, Mode, SectorSpec};
+use crate::crypto::{SECTOR_BYTES, SectorCipher, Unlocking, Volume};
 use crate::describe::Value;
+use crate::drivers::OpenOptions;
+use crate::engine::AmendRequest;
 use crate::error::{Error, Result};
+use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::extension::Extensions;
 use crate::formats::qcow2::header::{Encryption, Header};
-use crate::node::{Node, ReadFlags};
-use crate::wire::on_disk;
+use crate::node::{Host, Node};
+use crate::secret::Secret;
 
-const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
-const VERSION: u16 = 1;
-const SLOTS: usize = 8;
-/// `active` of a key slot in use.
-const SLOT_ACTIVE: u32 = 0x00ac_71f3;
-/// Offsets are counted in these.
-const SECTOR_BYTES: u64 = 512;
+/// The option that names the secret.
+pub(super) const KEY_SECRET: &str = "encrypt.key-secret";
 
-on_disk! {
-    /// The header in front of the key slots.
-    struct RawLuks: 208 bytes {
-        magic: [6] = 0, "'LUKS' 0xba 0xbe.";
-        version: u16 = 6, "1.";
-        cipher_name: [32] = 8, "Such as 'aes'.";
-        cipher_mode: [32] = 40, "Mode and generator of initialisation vectors, such as 'xts-plain64'.";
-        hash_spec: [32] = 72, "Hash of the key derivation.";
-        payload_offset: u32 = 104, "First sector of the data.";
-        key_bytes: u32 = 108, "Length of the master key.";
-        mk_digest: [20] = 112, "Checksum of the master key.";
-        mk_digest_salt: [32] = 132, "Salt of that checksum.";
-        mk_digest_iter: u32 = 164, "Iterations of that checksum.";
-        uuid: [40] = 168, "Identifier.";
-    }
+/// The legacy encryption: the vectors of AES count guest sectors.
+const AES: SectorSpec =
+    SectorSpec { cipher: Cipher::AES_128, mode: Mode::Cbc, generator: Generator::Plain64, generator_hash: None };
+
+/// How guest data is encrypted, and with what.
+pub(super) enum Crypt {
+    /// Not at all.
+    None,
+    /// AES, with the cipher if a key was given.
+    Aes(Option<SectorCipher>),
+    /// LUKS; the vectors count sectors of the file with the data.
+    Luks(Box<Volume>),
 }
 
-on_disk! {
-    /// A key slot.
-    struct RawSlot: 48 bytes {
-        active: u32 = 0, "0x00ac71f3 if in use.";
-        iterations: u32 = 4, "Iterations of the key derivation.";
-        salt: [32] = 8, "Salt of the key derivation.";
-        key_material_offset: u32 = 40, "First sector of the key material.";
-        stripes: u32 = 44, "Stripes of the anti-forensic splitter.";
-    }
-}
-
-/// Properties of the encryption under QEMU's names, in the order in which it shows them; none without encryption.
-pub(super) async fn read(
-    file: &dyn Node,
-    header: &Header,
-    extensions: &Extensions,
-) -> Result<Vec<(&'static str, Value)>> {
-    match (header.encryption, extensions.encryption) {
-        (Encryption::None, _) => Ok(Vec::new()),
-        (Encryption::Aes, _) => Ok(vec![("format", Value::Text("aes".into()))]),
-        (Encryption::Luks, None) => {
-            Err(Error::invalid("the image is encrypted with LUKS but has no encryption header"))
+impl Crypt {
+    /// Reads what the image says, and finds the key if a secret is named.
+    pub(super) async fn open(
+        file: &Arc<dyn Node>,
+        header: &Header,
+        extensions: &Extensions,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        check_format(header.encryption, options.driver_options.get("encrypt.format"))?;
+        let named = options.driver_options.get(KEY_SECRET).filter(|name| !name.is_empty());
+        let secret = named.filter(|_| !options.structure_only).cloned();
+        if !options.read_only && secret.is_none() && header.encryption != Encryption::None {
+            return Err(Error::invalid(format!("Parameter '{KEY_SECRET}' is required for cipher")));
         }
-        (Encryption::Luks, Some((at, len))) => {
-            let mut bytes = [0; RawLuks::SIZE + SLOTS * RawSlot::SIZE];
-            let length = file.info().length;
-            if len < bytes.len() as u64 || at.checked_add(len).is_none_or(|end| end > length) {
-                return Err(Error::invalid(format!(
-                    "the encryption header has {len} bytes, expected at least {} within the file, which has {length}",
-                    bytes.len()
-                ))
-                .at_offset(at));
+        match (header.encryption, extensions.encryption) {
+            (Encryption::None, _) => Ok(Crypt::None),
+            (Encryption::Aes, _) => Ok(Crypt::Aes(match secret {
+                Some(id) => Some(legacy_cipher(&options.keyring.passphrase(&id)?)?),
+                None => None,
+            })),
+            (Encryption::Luks, None) => Err(Error::invalid("Missing CRYPTO header for crypt method 2")),
+            (Encryption::Luks, Some((at, len))) => {
+                let length = file.info().length;
+                if !header.cluster.is_aligned(at) {
+                    return Err(Error::invalid(format!(
+                        "Encryption header offset '{at}' is not a multiple of cluster size '{}'",
+                        header.cluster.size()
+                    )));
+                }
+                if len < HEADER_BYTES as u64 || at.checked_add(len).is_none_or(|end| end > length) {
+                    return Err(Error::invalid(format!(
+                        "the encryption header has {len} bytes, expected at least {HEADER_BYTES} within the file, which has {length}"
+                    ))
+                    .at_offset(at));
+                }
+                let unlocking =
+                    Unlocking { keyring: options.keyring.clone(), secret, iterations: options.budgets.key_iterations };
+                let place = Place { at, available: len, detached: false };
+                Ok(Crypt::Luks(Box::new(Volume::open(file.clone(), place, unlocking).await?)))
             }
-            file.read(at, &mut bytes, ReadFlags::default()).await?;
-            luks(&bytes).map_err(|error| error.at_offset(at))
+        }
+    }
+
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Crypt::None)
+    }
+
+    /// Whether there is a key missing.
+    pub(super) fn is_locked(&self) -> bool {
+        match self {
+            Crypt::None => false,
+            Crypt::Aes(cipher) => cipher.is_none(),
+            Crypt::Luks(volume) => volume.is_locked(),
+        }
+    }
+
+    /// The cipher, and the number of the sector that is at this place of the file and of the disk.
+    fn at(&self, host: Host, guest: u64) -> Result<(&SectorCipher, u64)> {
+        match self {
+            Crypt::Luks(volume) => Ok((volume.cipher()?, host.at / SECTOR_BYTES)),
+            Crypt::Aes(Some(cipher)) => Ok((cipher, guest / SECTOR_BYTES)),
+            Crypt::Aes(None) => Err(Error::invalid(format!("Parameter '{KEY_SECRET}' is required for cipher"))),
+            Crypt::None => Err(Error::invalid("the image is not encrypted")),
+        }
+    }
+
+    pub(super) fn encrypt(&self, host: Host, guest: u64, bytes: &mut [u8]) -> Result<()> {
+        let (cipher, sector) = self.at(host, guest)?;
+        cipher.encrypt(sector, bytes);
+        Ok(())
+    }
+
+    pub(super) fn decrypt(&self, host: Host, guest: u64, bytes: &mut [u8]) -> Result<()> {
+        let (cipher, sector) = self.at(host, guest)?;
+        cipher.decrypt(sector, bytes);
+        Ok(())
+    }
+
+    /// Properties under QEMU's names, in the order in which it shows them; none without encryption.
+    pub(super) fn describe(&self) -> Vec<(&'static str, Value)> {
+        match self {
+            Crypt::None => Vec::new(),
+            Crypt::Aes(_) => vec![("format", Value::Text("aes".into()))],
+            Crypt::Luks(volume) => volume.describe(true),
         }
     }
 }
 
-fn luks(bytes: &[u8]) -> Result<Vec<(&'static str, Value)>> {
-    let raw = RawLuks::parse(bytes).ok_or_else(|| Error::invalid("the LUKS header is too short"))?;
-    if raw.magic != MAGIC || raw.version != VERSION {
-        return Err(Error::invalid(format!(
-            "the LUKS header begins with {:02x?} and version {}, expected {MAGIC:02x?} and {VERSION}",
-            raw.magic, raw.version
-        )));
+/// Fails if the caller says that the image is encrypted another way than it is.
+fn check_format(found: Encryption, expected: Option<&String>) -> Result<()> {
+    let Some(expected) = expected else { return Ok(()) };
+    let name = match found {
+        Encryption::None => {
+            return Err(Error::invalid(format!(
+                "No encryption in image header, but options specified format '{expected}'"
+            )));
+        }
+        Encryption::Aes => "aes",
+        Encryption::Luks => "luks",
+    };
+    if expected == name {
+        return Ok(());
     }
-    let mode = text(&raw.cipher_mode);
-    let (mode, generator) = mode.split_once('-').unwrap_or((&mode, ""));
-    let (generator, generator_hash) = generator.split_once(':').unwrap_or((generator, ""));
-    // In this mode the key is two keys.
-    let key_bits = u64::from(raw.key_bytes) * if mode == "xts" { 4 } else { 8 };
-    let slots = bytes.get(RawLuks::SIZE..).unwrap_or_default().chunks(RawSlot::SIZE).filter_map(RawSlot::parse);
-    let mut values = vec![
-        ("ivgen-alg", Value::Text(generator.into())),
-        ("detached-header", Value::Bool(false)),
-        ("hash-alg", Value::Text(text(&raw.hash_spec))),
-        ("cipher-alg", Value::Text(format!("{}-{key_bits}", text(&raw.cipher_name)))),
-        ("uuid", Value::Text(text(&raw.uuid))),
-    ];
-    if !generator_hash.is_empty() {
-        values.push(("ivgen-hash-alg", Value::Text(generator_hash.into())));
-    }
-    values.extend([
-        ("format", Value::Text("luks".into())),
-        ("cipher-mode", Value::Text(mode.into())),
-        ("slots", Value::List(slots.map(|slot| slot_value(&slot)).collect())),
-        ("payload-offset", Value::Number(u64::from(raw.payload_offset) * SECTOR_BYTES)),
-        ("master-key-iters", Value::Number(raw.mk_digest_iter.into())),
-    ]);
-    Ok(values)
+    Err(Error::invalid(format!("Header reported '{name}' encryption format but options specify '{expected}'")))
 }
 
-fn slot_value(slot: &RawSlot) -> Value {
-    let active = slot.active == SLOT_ACTIVE;
-    let offset = ("key-offset", Value::Number(u64::from(slot.key_material_offset) * SECTOR_BYTES));
-    let mut values = vec![("active", Value::Bool(active))];
-    if active {
-        values.push(("iters", Value::Number(slot.iterations.into())));
-    }
-    values.push(offset);
-    if active {
-        values.push(("stripes", Value::Number(slot.stripes.into())));
-    }
-    Value::Object(values)
+/// The legacy cipher: the key is the passphrase, cut off or filled up with zeroes.
+pub(super) fn legacy_cipher(passphrase: &Secret) -> Result<SectorCipher> {
+    let mut key = Secret::zeroed(AES.key_bytes());
+    key.bytes_mut().iter_mut().zip(passphrase.bytes()).for_each(|(place, byte)| *place = *byte);
+    SectorCipher::new(&AES, key.bytes())
 }
 
-/// The text in a field that is filled up with zeroes.
-fn text(bytes: &[u8]) -> String {
-    let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(bytes.get(..len).unwrap_or_default()).to_string()
+impl Qcow2 {
+    /// Changes key slots, by the options that begin with `encrypt.`.
+    pub(super) async fn amend_encryption(&self, request: &AmendRequest) -> Result<()> {
+        match &self.crypt {
+            Crypt::None => Err(Error::invalid("Can't amend encryption options - encryption not present")),
+            Crypt::Aes(_) => Err(Error::invalid("Only LUKS encryption options can be amended")),
+            Crypt::Luks(volume) => volume.amend(&request.options, "encrypt.", request.force).await,
+        }
+    }
+}
+
+/// How a new image is to be encrypted: `luks`, `aes` or not at all.
+pub(super) fn wanted(options: &BTreeMap<String, String>) -> Result<Option<Encryption>> {
+    let legacy = match options.get("encryption").map(String::as_str) {
+        None | Some("off" | "no" | "n" | "false") => false,
+        Some("on" | "yes" | "y" | "true") => true,
+        Some(_) => return Err(Error::invalid("Parameter 'encryption' expects 'on' or 'off'")),
+    };
+    let format = options.get("encrypt.format").map(String::as_str);
+    if legacy && format.is_some() {
+        return Err(Error::invalid("'encryption' and its alias 'encrypt.format' can't be used at the same time"));
+    }
+    match format {
+        Some("luks") => Ok(Some(Encryption::Luks)),
+        Some("aes") => Ok(Some(Encryption::Aes)),
+        Some(other) => Err(Error::invalid(format!("Parameter 'encrypt.format' does not accept value '{other}'"))),
+        None if legacy => Ok(Some(Encryption::Aes)),
+        None => match options.keys().find(|name| name.starts_with("encrypt.")) {
+            Some(_) => Err(Error::invalid("Parameter 'encrypt.format' is missing")),
+            None => Ok(None),
+        },
+    }
 }

@@ -186,7 +186,7 @@ impl Qcow2 {
             let last = (range.start % coverage + extent.len - 1) / self.header.cluster.size();
             let copied = |index: u64| L2Entry::read(table, index, units.extended).is_some_and(L2Entry::is_copied);
             match (extent.state, extent.host) {
-                (State::Data, Some(host)) => {
+                (State::Data | State::Encrypted, Some(host)) => {
                     let owned = (first..=last).take_while(|index| copied(*index)).count() as u64;
                     if owned == 0 {
                         return Ok(InPlace { len: extent.len, host: None });
@@ -235,8 +235,9 @@ impl Qcow2 {
     }
 
     async fn expand_into(&self, host: u64, stored: u32, into: &mut [u8]) -> Result<()> {
-        if self.header.encryption != Encryption::None {
-            return Err(Error::new(ErrorKind::Denied, "the data is encrypted and no key was given").at_offset(host));
+        if self.crypt.is_locked() {
+            // It is stored as it is, but who has no key is not shown parts of the disk.
+            return Err(crate::crypto::locked().at_offset(host));
         }
         if into.len() > self.expanded_bytes {
             return Err(Error::new(

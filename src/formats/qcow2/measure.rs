@@ -21,7 +21,7 @@ pub(super) fn measure(context: MeasureContext<'_>) -> BoxFuture<'_, Result<Measu
         })?;
         let cluster = plan.cluster().size();
         let size = context.size.next_multiple_of(cluster);
-        let fully_allocated = plan.metadata_bytes(size) + size;
+        let fully_allocated = plan.metadata_bytes(size) + plan.encryption_bytes() + size;
         let data = match context.source {
             None => 0,
             // How much of it the backing file has already is not looked into.

@@ -16,7 +16,7 @@ use crate::sync::Mutex;
 /// The places of an image that hold metadata, besides the header, the active L1 table and the refcount table.
 #[derive(Debug)]
 pub(super) struct Metadata {
-    /// Snapshots and bitmaps: in order, none touching another.
+    /// Snapshots, bitmaps and the encryption header: in order, none touching another.
     fixed: Mutex<Vec<Range>>,
     /// L2 tables of the active L1 table and refcount blocks, once they were looked for.
     tables: Mutex<Option<BTreeSet<u64>>>,
@@ -38,6 +38,7 @@ impl Metadata {
         if let Some(bitmaps) = extensions.bitmaps.filter(|_| header.raw.autoclear_features & AUTOCLEAR_BITMAPS != 0) {
             places.push(Range::new(bitmaps.directory_offset, bitmaps.directory_size));
         }
+        places.extend(extensions.encryption.map(|(at, len)| Range::new(at, len)));
         places.retain(|place| place.len > 0);
         places.sort_unstable_by_key(|place| place.start);
         let mut fixed: Vec<Range> = Vec::new();

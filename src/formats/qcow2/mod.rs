@@ -29,15 +29,16 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cache::{Cache, Level, LevelEvents};
-use crate::describe::{Bitmap, Details, SnapshotChoice, Value};
+use crate::describe::{Bitmap, Details, SnapshotChoice};
 use crate::drivers::{Driver, Evidence, Probe};
-use crate::engine::{Allocation, CheckReport, Format, InPlace, SnapshotChange};
+use crate::engine::{Allocation, AmendRequest, CheckReport, Format, InPlace, SnapshotChange};
 use crate::error::Result;
 use crate::event::Event;
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
 use crate::op::{Op, if_writing};
 use crate::sync::{Lock, Mutex};
 
+use encryption::Crypt;
 use extension::Extensions;
 use header::Header;
 use metadata::Metadata;
@@ -53,6 +54,7 @@ pub static DRIVER: Driver = Driver {
     create_options: create::OPTIONS,
     measure: Some(measure::measure),
     open_options: open::OPTIONS,
+    amend_options: create::AMEND_OPTIONS,
 };
 
 /// The order in which tables reach the disk.
@@ -99,8 +101,7 @@ struct Qcow2 {
     backing_name: Option<String>,
     directory: Mutex<Directory>,
     bitmaps: Vec<Bitmap>,
-    /// How the image is encrypted, for people.
-    encryption: Vec<(&'static str, Value)>,
+    crypt: Crypt,
     geometry: Mutex<Geometry>,
     metadata: Metadata,
     cache: Cache,
@@ -160,7 +161,7 @@ impl Format for Qcow2 {
         match role {
             Role::File => Some(&self.file),
             Role::DataFile => self.data.as_ref(),
-            Role::Backing => None,
+            _ => None,
         }
     }
 
@@ -219,6 +220,26 @@ impl Format for Qcow2 {
 
     fn reserve_vm_state<'a>(&'a self, end: u64) -> Op<'a, ()> {
         if_writing(|| Op::future(self.reserve_l1(end)))
+    }
+
+    fn is_encrypted(&self) -> bool {
+        !self.crypt.is_none()
+    }
+
+    fn missing_key(&self) -> Option<&'static str> {
+        self.crypt.is_locked().then_some(encryption::KEY_SECRET)
+    }
+
+    fn encrypt(&self, host: Host, guest: u64, bytes: &mut [u8]) -> Result<()> {
+        self.crypt.encrypt(host, guest, bytes)
+    }
+
+    fn decrypt(&self, host: Host, guest: u64, bytes: &mut [u8]) -> Result<()> {
+        self.crypt.decrypt(host, guest, bytes)
+    }
+
+    fn amend<'a>(&'a self, request: &'a AmendRequest) -> Op<'a, ()> {
+        if_writing(|| Op::future(self.change_properties(request)))
     }
 
     fn zero_granularity(&self) -> u64 {

@@ -16,7 +16,7 @@ use crate::formats::qcow2::extension::{Extensions, directory_entry};
 use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, Problem};
 use crate::formats::qcow2::metadata::Metadata;
 use crate::formats::qcow2::refcount::Refcounts;
-use crate::formats::qcow2::{Geometry, Qcow2, encryption, snapshot};
+use crate::formats::qcow2::{Geometry, Qcow2, encryption::Crypt, snapshot};
 use crate::node::{Node, Range, ReadFlags, Role};
 use crate::op::BoxFuture;
 use crate::options::Options;
@@ -24,7 +24,7 @@ use crate::policy::Reference;
 use crate::sync::{Lock, Mutex};
 
 /// Options of an image that is opened. Those about caches and discards are hints and have no effect.
-pub(super) const OPTIONS: &[&str] = &["data-file", "data-file.filename"];
+pub(super) const OPTIONS: &[&str] = &["data-file", "data-file.filename", "encrypt.format", "encrypt.key-secret"];
 
 /// Most persistent bitmaps.
 const MAX_BITMAPS: u32 = 65535;
@@ -64,7 +64,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
     let backing_name = backing_name(&header, &head)?;
     let directory = snapshot::read_table(&*file, &header).await?;
     let bitmaps = read_bitmaps(&*file, &header, &extensions).await?;
-    let encryption = encryption::read(&*file, &header, &extensions).await?;
+    let crypt = Crypt::open(&file, &header, &extensions, options).await?;
     let data = match (header.has_data_file(), options.structure_only) {
         (true, false) => Some(open_data_file(&*file, &extensions, name, options).await?),
         _ => None,
@@ -97,7 +97,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         backing_name,
         directory: Mutex::new(directory),
         bitmaps,
-        encryption,
+        crypt,
     };
     Ok((format, backing))
 }
@@ -126,9 +126,6 @@ fn check_writable(header: &Header) -> Result<()> {
             "the image was not closed cleanly (dirty bit), so its refcounts may be wrong; it can be read, and written after \
              a repair with 'qemu-img check -r all'",
         );
-    }
-    if header.raw.crypt_method != 0 {
-        return refuse("the image is encrypted and no key was given; only its structure can be looked at, read-only");
     }
     Ok(())
 }

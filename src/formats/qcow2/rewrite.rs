@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use byteorder::{BE, ByteOrder};
 
+use crate::engine::AmendRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::extension::BACKING_FORMAT;
@@ -14,6 +15,18 @@ use crate::node::{ReadFlags, WriteFlags};
 const MAX_NAME_BYTES: usize = 1023;
 
 impl Qcow2 {
+    /// Changes properties. Every option must be known.
+    pub(super) async fn change_properties(&self, request: &AmendRequest) -> Result<()> {
+        let mut encryption = false;
+        for name in request.options.keys() {
+            if !name.starts_with("encrypt.") {
+                return Err(Error::unsupported(alloc::format!("changing '{name}' of a qcow2 image is not supported")));
+            }
+            encryption = true;
+        }
+        if encryption { self.amend_encryption(request).await } else { Ok(()) }
+    }
+
     /// Names another backing file, or none. Takes effect when the image is opened again.
     pub(super) async fn rewrite_backing(&self, backing: Option<(&str, Option<&str>)>) -> Result<()> {
         let name = backing.map_or("", |(name, _)| name);

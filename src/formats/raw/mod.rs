@@ -27,6 +27,7 @@ pub static DRIVER: Driver = Driver {
     }],
     open_options: &["offset", "size"],
     measure: Some(measure),
+    amend_options: &[],
 };
 
 fn probe(_: &Probe<'_>) -> Option<Evidence> {

@@ -45,7 +45,7 @@ fn round_trip() -> Result<()> {
     let options = BTreeMap::new();
     let driver = Drivers::all().by_name("qcow2").ok_or_else(|| diskette::Error::invalid("no qcow2"))?;
     let create = driver.create.ok_or_else(|| diskette::Error::invalid("no create"))?;
-    block_on(create(CreateContext { file: file.clone(), data_file: None, size: 1 << 20, options: &options }))?;
+    block_on(create(CreateContext { file: file.clone(), data_file: None, size: 1 << 20, options: &options, keyring: &diskette::Keyring::default() }))?;
     let image = block_on(diskette::open(file.clone(), &OpenOptions { read_only: false, ..OpenOptions::default() }))?;
     block_on(image.write(4096, &[7; 512], WriteFlags::default()))?;
     block_on(image.close())?;
