@@ -8,7 +8,7 @@ use crate::node::Node;
 /// # Errors
 /// As the node says.
 pub(crate) async fn announce(node: &dyn Node, event: Event) -> Result<()> {
-    if node.listens() { node.event(event).await } else { Ok(()) }
+    if cfg!(feature = "write") && node.listens() { node.event(event).await } else { Ok(()) }
 }
 
 /// A step of a request. The names are those of QEMU's `blkdebug` driver (qapi, `BlkdebugEvent`).

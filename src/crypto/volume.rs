@@ -15,6 +15,7 @@ use crate::secret::{Keyring, Secret};
 use crate::sync::{Lock, Mutex};
 
 /// A header in its file, and what may be spent on it.
+#[cfg_attr(not(feature = "crypto"), expect(dead_code, reason = "nothing is unlocked"))]
 #[derive(Clone, Copy)]
 pub(crate) struct Located<'a> {
     pub(crate) file: &'a dyn Node,
@@ -26,6 +27,7 @@ pub(crate) struct Located<'a> {
 }
 
 /// A volume that is to be made.
+#[cfg_attr(not(feature = "crypto"), expect(dead_code, reason = "nothing is made"))]
 #[derive(Clone, Copy)]
 pub(crate) struct NewVolume<'a> {
     pub(crate) file: &'a dyn Node,

@@ -47,7 +47,7 @@ pub struct Image {
     pub(crate) requests: Requests,
     pub(crate) options: ImageOptions,
     /// Whether the file wants to know what happens.
-    pub(crate) listened: bool,
+    listened: bool,
     name: String,
     format_name: Option<&'static str>,
     probed: bool,
@@ -271,10 +271,15 @@ impl Image {
         self.format.resize(length, preallocation).await
     }
 
+    /// Whether the file wants to know what happens. What only reads does not inject faults.
+    pub(crate) fn is_listened(&self) -> bool {
+        cfg!(feature = "write") && self.listened
+    }
+
     /// Tells the file what is about to happen to it.
     pub(crate) async fn announce(&self, event: Event) -> Result<()> {
         match self.format.child(Role::File) {
-            Some(file) if self.listened => file.event(event).await,
+            Some(file) if self.is_listened() => file.event(event).await,
             _ => Ok(()),
         }
     }
@@ -338,7 +343,7 @@ impl Node for Image {
         if self.options.read_only {
             return Op::ok(());
         }
-        if self.listened {
+        if self.is_listened() {
             return Op::future(async move {
                 self.announce(Event::FlushToOs).await?;
                 self.announce(Event::FlushToDisk).await?;

@@ -16,11 +16,14 @@ impl Image {
         if let Err(error) = check_bounds(at, range.len, self.format.info().length) {
             return Op::err(self.explain(error));
         }
-        if self.options.copy_on_read && !self.options.read_only && !flags.no_wait && range.len > 0 {
+        if cfg!(feature = "write")
+            && self.options.copy_on_read
+            && !self.options.read_only
+            && !flags.no_wait
+            && range.len > 0
+        {
             return Op::future(async move {
-                if cfg!(feature = "write") {
-                    self.pull(range).await?;
-                }
+                self.pull(range).await?;
                 let request = self.requests.begin(RequestKind::Read, range);
                 request.wait().await;
                 self.read_mapped(at, into).await.map_err(|error| self.explain(error))
@@ -89,7 +92,7 @@ impl Image {
     fn fetch<'a>(&'a self, at: u64, extent: Extent, into: &'a mut [u8]) -> Op<'a, ()> {
         match (extent.state, extent.host) {
             (State::Data, Some(host)) => match self.storage(host.role) {
-                Ok(storage) if self.listened => Op::future(async move {
+                Ok(storage) if self.is_listened() => Op::future(async move {
                     self.announce(Event::ReadAio).await?;
                     self.read_stored(storage, host.at, into).await
                 }),
@@ -99,7 +102,7 @@ impl Image {
             (State::Compressed { stored }, Some(host)) => {
                 let cluster = u64::from(self.format.info().cluster_size.unwrap_or(1));
                 let skip = (at % cluster) as usize;
-                if self.listened {
+                if self.is_listened() {
                     return Op::future(async move {
                         self.announce(Event::ReadCompressed).await?;
                         self.format.expand(host, stored, skip, into).await
@@ -111,11 +114,12 @@ impl Image {
                 into.fill(0);
                 Op::ok(())
             }
-            (State::Unallocated, _) if self.listened && self.backing.is_some() => Op::future(async move {
+            (State::Unallocated, _) if self.is_listened() && self.backing.is_some() => Op::future(async move {
                 self.announce(Event::ReadBackingAio).await?;
                 self.read_backing(at, into).await
             }),
             (State::Unallocated, _) => self.read_backing(at, into),
+            (State::Encrypted, Some(_)) if cfg!(not(feature = "crypto")) => Op::err(crate::crypto::locked()),
             (State::Encrypted, Some(host)) => self.read_encrypted(at, host, into),
             (State::Data | State::Encrypted | State::Compressed { .. }, None) => {
                 Op::err(Error::new(ErrorKind::Corrupt, "the format names no place for stored data"))

@@ -62,7 +62,7 @@ impl Image {
         let request = self.requests.begin(RequestKind::Write, range);
         let in_sectors = self.is_in_sectors(range);
         let plain = !self.format.is_encrypted() && !flags.serialising && !flags.force_unit_access;
-        if request.undisturbed() && plain && !self.listened {
+        if request.undisturbed() && plain && !self.is_listened() {
             // One piece that is allocated already: hand it to the leaf.
             match self.format.in_place(range) {
                 Op::Ready(Ok(InPlace { len, host: Some(host) })) if len == range.len => {

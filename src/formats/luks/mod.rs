@@ -26,7 +26,7 @@ pub static DRIVER: Driver = Driver {
     open: open::open,
     create: if cfg!(all(feature = "write", feature = "crypto")) { Some(create::create) } else { None },
     create_options: create::OPTIONS,
-    measure: Some(create::measure_volume),
+    measure: if cfg!(feature = "write") { Some(create::measure_volume) } else { None },
     open_options: &["key-secret"],
     amend_options: create::AMEND_OPTIONS,
 };

@@ -52,7 +52,7 @@ pub static DRIVER: Driver = Driver {
     open: open::open,
     create: if cfg!(feature = "write") { Some(create::create) } else { None },
     create_options: create::OPTIONS,
-    measure: Some(measure::measure),
+    measure: if cfg!(feature = "write") { Some(measure::measure) } else { None },
     open_options: open::OPTIONS,
     amend_options: create::AMEND_OPTIONS,
 };

@@ -26,7 +26,7 @@ pub static DRIVER: Driver = Driver {
         help: "Preallocation mode (allowed values: off, falloc, full)",
     }],
     open_options: &["offset", "size"],
-    measure: Some(measure),
+    measure: if cfg!(feature = "write") { Some(measure) } else { None },
     amend_options: &[],
 };
 
