@@ -317,7 +317,9 @@ impl Units {
             {
                 wrong(Why::Elsewhere, entry.word)
             }
-            Mapping::Data { host } | Mapping::Zero { host: Some(host) } if !self.cluster.is_aligned(host) => {
+            Mapping::Data { host } | Mapping::Zero { host: Some(host) } | Mapping::Unallocated { host: Some(host) }
+                if !self.cluster.is_aligned(host) =>
+            {
                 wrong(Why::Unaligned, entry.word)
             }
             Mapping::Compressed { .. } if self.external => wrong(Why::Compressed, entry.word),
@@ -352,7 +354,7 @@ impl Wrong {
         let place = alloc::format!("(L2 offset: {}, L2 index: {})", hex(table), hex(index));
         let host = self.found & OFFSET_MASK;
         let (what, expected) = match self.why {
-            Why::Bits => (alloc::format!("Invalid cluster entry found  {place}"), "consistent subcluster bits"),
+            Why::Bits => (alloc::format!("Invalid cluster entry found {place}"), "consistent subcluster bits"),
             Why::Elsewhere => (
                 alloc::format!(
                     "External data file host cluster offset {} does not match guest cluster offset: {}, L2 index: {})",
