@@ -120,7 +120,10 @@ fn entries_that_point_nowhere_are_reported_as_qemu_img_reports_them() {
     let file = OpenOptions::new().write(true).open(scratch.path().join("bad")).unwrap();
     file.write_all_at(&(entry | 0x200).to_be_bytes(), l2 + 8).unwrap();
     let message = text(&scratch.ours(&["convert", "-O", "raw", "bad", "x"]).stderr);
-    assert!(message.contains("error while reading block status at offset 65536: bad: Cluster allocation offset 0x"), "{message}");
+    assert!(
+        message.contains("error while reading block status at offset 65536: bad: Cluster allocation offset 0x"),
+        "{message}"
+    );
     assert!(scratch.ours(&["convert", "-q", "--salvage", "-O", "raw", "bad", "x"]).status.success());
     let (copy, disk) = (scratch.path().join("x"), scratch.path().join("a.raw"));
     let (copy, disk) = (std::fs::read(copy).unwrap(), std::fs::read(disk).unwrap());

@@ -13,8 +13,8 @@ use crate::drivers::CreateOption;
 use crate::engine::AmendRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::{
-    AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, Compression, Encryption, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DIRTY,
-    MAX_REFCOUNT_TABLE_BYTES,
+    AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, Compression, Encryption, INCOMPATIBLE_COMPRESSION,
+    INCOMPATIBLE_DIRTY, MAX_REFCOUNT_TABLE_BYTES,
 };
 use crate::formats::qcow2::health::{hex, impossible};
 use crate::formats::qcow2::refcount::{Purpose, Refcounts};
