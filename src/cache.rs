@@ -209,6 +209,16 @@ impl Cache {
         self.state.lock().remove(at);
     }
 
+    /// Drops every table, changed or not: the file was changed behind the cache.
+    pub fn clear(&self) {
+        let mut state = self.state.lock();
+        let tables: Vec<u64> = state.tables.keys().copied().collect();
+        for at in tables {
+            state.remove(at);
+        }
+        state.held.clear();
+    }
+
     /// Whether so much has changed that it should be written back before more does.
     pub fn is_full(&self) -> bool {
         self.state.lock().dirty_bytes > self.budget / 2

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use crate::describe::SnapshotChoice;
 use crate::engine::{Format, Image, ImageOptions, byte_granular};
 use crate::error::{Error, ErrorKind, Result};
+use crate::filters::Report;
 use crate::node::{Node, ReadFlags, Role};
 use crate::op::BoxFuture;
 use crate::options::Options;
@@ -178,9 +179,13 @@ pub struct OpenOptions {
     pub image: ImageOptions,
     /// Do not open the backing image; ranges that need it cannot be read.
     pub no_backing: bool,
-    /// Do not open any referenced file and read no guest data: enough to describe, map and check. Only with
-    /// `read_only`.
+    /// Do not open any referenced file and read no guest data: enough to describe, map, check and repair.
     pub structure_only: bool,
+    /// Open the image even if it is so broken that it can only be checked and repaired. Only with `structure_only`.
+    pub for_check: bool,
+    /// Told in words, one line each, what is found and repaired while an image is opened, and when an image is found to be
+    /// corrupt while it is used.
+    pub report: Option<Report>,
     /// Show the disk as it was at this internal snapshot. Only for images that are opened read-only.
     pub snapshot: Option<SnapshotChoice>,
     /// Options of the format by QEMU's names, such as `offset` and `size` of raw.
@@ -245,6 +250,8 @@ impl Default for OpenOptions {
             image: ImageOptions::default(),
             no_backing: false,
             structure_only: false,
+            for_check: false,
+            report: None,
             snapshot: None,
             driver_options: BTreeMap::new(),
             children: Vec::new(),
@@ -360,7 +367,7 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
     if !cfg!(feature = "write") && !options.read_only {
         return Err(crate::op::only_reads());
     }
-    if options.structure_only && !options.read_only {
+    if options.structure_only && !options.read_only && !options.for_check {
         return Err(Error::invalid("an image of which only the structure is opened cannot be written"));
     }
     let mut layers: Vec<Layer> = Vec::new();
@@ -422,7 +429,8 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
         let image = Image::new(layer.format, below.take(), layer.name, image_options)
             .with_probed(layer.probed, &options.drivers)
             .with_format_name(layer.format_name)
-            .with_missing_backing(layer.missing_backing);
+            .with_missing_backing(layer.missing_backing)
+            .with_only_structure(options.structure_only);
         let image = Arc::new(image);
         if top {
             return Ok(image);

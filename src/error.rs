@@ -86,6 +86,26 @@ impl ErrorKind {
         }
     }
 
+    /// What the Linux C library calls the errno value.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            ErrorKind::Invalid => "Invalid argument",
+            ErrorKind::Corrupt | ErrorKind::Io => "Input/output error",
+            ErrorKind::Unsupported => "Operation not supported",
+            ErrorKind::NoSpace => "No space left on device",
+            ErrorKind::Denied => "Operation not permitted",
+            ErrorKind::PermissionDenied => "Permission denied",
+            ErrorKind::ReadOnly => "Read-only file system",
+            ErrorKind::NotFound => "No such file or directory",
+            ErrorKind::Exists => "File exists",
+            ErrorKind::Busy => "Resource temporarily unavailable",
+            ErrorKind::TooLarge => "File too large",
+            ErrorKind::OverBudget => "Cannot allocate memory",
+            ErrorKind::Cancelled => "Operation canceled",
+            ErrorKind::Closed => "No medium found",
+        }
+    }
+
     /// A stable name for programs, such as `corrupt`.
     pub const fn name(self) -> &'static str {
         match self {

@@ -273,7 +273,11 @@ impl Graph<'_> {
                     None => "Must specify either driver or file",
                 }));
             };
-            let is_plain = options.is_empty() && !file.shown.starts_with("json:");
+            // Options that say how the image is used, not which it is, are no part of its name.
+            let names_another = |name: &str| {
+                ["offset", "size"].contains(&name) || name.starts_with("encrypt") || name.starts_with("backing")
+            };
+            let is_plain = !file.shown.starts_with("json:") && !options.iter().any(|(name, _)| names_another(name));
             let described = match name {
                 Some(name) => name,
                 None if is_plain => file.shown.clone(),

@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Rebase(RebaseArgs),
     /// List, make, apply and delete the internal snapshots of an image
     Snapshot(SnapshotArgs),
+    /// Change the size of a disk
+    Resize(ResizeArgs),
     /// Tell how large a new image will be
     Measure(MeasureArgs),
     /// Copy an image, or a part of it, in blocks
@@ -121,6 +123,24 @@ pub(crate) struct AmendArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ResizeArgs {
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    /// How space that is added is set aside: off, metadata, falloc or full
+    #[arg(long, value_name = "PREALLOC")]
+    pub(crate) preallocation: Option<String>,
+    /// Allow the disk to become smaller: what is behind the new end is lost
+    #[arg(long)]
+    pub(crate) shrink: bool,
+    /// Print nothing
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// The image, and the new size: with + or - before it, what to add or to take away
+    #[arg(value_names = ["FILENAME", "SIZE"], num_args = 0.., allow_hyphen_values = false)]
+    pub(crate) words: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct MapArgs {
     #[command(flatten)]
     pub(crate) image: ImageArgs,
@@ -148,7 +168,7 @@ pub(crate) struct CheckArgs {
     /// Print no report, only set the exit code
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
-    /// Repair (not supported)
+    /// Repair: give lost space back, or put everything right that can be
     #[arg(short = 'r', long, value_name = "leaks|all")]
     pub(crate) repair: Option<String>,
     /// Cache mode of the image

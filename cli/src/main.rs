@@ -63,7 +63,7 @@ fn run() -> ExitCode {
     if program::name() == "qemu-io" {
         return exerciser();
     }
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(words()) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
             let command = std::env::args().skip(1).find(|word| !word.starts_with('-'));
@@ -91,6 +91,7 @@ fn run() -> ExitCode {
         Command::Commit(args) => commands::commit::run(&args),
         Command::Rebase(args) => commands::rebase::run(&args),
         Command::Snapshot(args) => commands::snapshot::run(&args),
+        Command::Resize(args) => commands::resize::run(&args),
         Command::Measure(args) => commands::measure::run(&args),
         Command::Dd(args) => commands::dd::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
@@ -99,6 +100,18 @@ fn run() -> ExitCode {
         Command::Man { command } => man(command.as_deref()),
     };
     end(outcome)
+}
+
+/// The words of the command line. The last one of `resize` is a size, even if it begins like an option.
+fn words() -> Vec<std::ffi::OsString> {
+    let mut words: Vec<_> = std::env::args_os().collect();
+    let is_resize = words.get(1).is_some_and(|command| command == "resize");
+    let mut last = words.last().and_then(|word| word.to_str()).unwrap_or_default().chars();
+    let takes_away = last.next() == Some('-') && last.next().is_some_and(|digit| digit.is_ascii_digit());
+    if is_resize && takes_away && !words.iter().any(|word| word == "--") {
+        words.insert(words.len() - 1, "--".into());
+    }
+    words
 }
 
 fn end(outcome: Outcome) -> ExitCode {

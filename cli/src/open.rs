@@ -34,6 +34,8 @@ pub(crate) struct Wish {
     pub(crate) structure_only: bool,
     /// An encrypted image will do without its key.
     pub(crate) locked: bool,
+    /// The image is checked or repaired, whatever is wrong with it.
+    pub(crate) for_check: bool,
     /// The disk as it was at this internal snapshot.
     pub(crate) snapshot: Option<SnapshotChoice>,
     /// What is written goes to a temporary image and is lost in the end.
@@ -136,6 +138,8 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
                 ..ImageOptions::default()
             },
             structure_only: wish.structure_only,
+            for_check: wish.for_check,
+            report: Some(Arc::new(|text: &str| eprintln!("{text}"))),
             snapshot: wish.snapshot.clone(),
             ..images.clone()
         },

@@ -58,7 +58,8 @@ impl Progress {
             Shown::Plain(last) => {
                 let part = self.part(done);
                 let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                if part >= *last + 100 {
+                // What was done may turn out to be less of a whole that is larger.
+                if part >= *last + 100 || part < *last {
                     *last = part;
                     print(&format!("    ({}.{:02}/100%)\r", part / 100, part % 100));
                     flush();

@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::describe::{Details, SnapshotChoice};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
 use crate::op::Op;
 
@@ -42,6 +42,30 @@ pub struct Finding {
     pub text: String,
 }
 
+/// How much a check puts right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing: it only looks.
+    #[default]
+    Nothing,
+    /// Space that is lost.
+    Leaks,
+    /// Everything that can be.
+    All,
+}
+
+impl Repair {
+    /// Whether space that is lost is given back.
+    pub fn leaks(self) -> bool {
+        self != Repair::Nothing
+    }
+
+    /// Whether what is wrong is put right.
+    pub fn errors(self) -> bool {
+        self == Repair::All
+    }
+}
+
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FindingKind {
@@ -51,6 +75,19 @@ pub enum FindingKind {
     Corruption,
     /// The check itself could not look.
     CheckError,
+    /// It has been put right.
+    Repaired,
+    /// Says what is being done; nothing is wrong by itself.
+    Note,
+}
+
+/// Why a check ended before it had seen everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Abort {
+    /// The class of the failure.
+    pub kind: ErrorKind,
+    /// What failed, unless a finding says so.
+    pub text: Option<String>,
 }
 
 /// What to do about the findings.
@@ -86,6 +123,12 @@ pub struct CheckReport {
     pub findings: Vec<Finding>,
     /// What to do.
     pub advice: RepairAdvice,
+    /// Lost clusters that were given back.
+    pub leaks_fixed: u64,
+    /// Wrong entries that were put right.
+    pub corruptions_fixed: u64,
+    /// The check ended early.
+    pub aborted: Option<Abort>,
 }
 
 impl CheckReport {
@@ -98,6 +141,7 @@ impl CheckReport {
             FindingKind::Leak => self.leaks += 1,
             FindingKind::Corruption => self.corruptions += 1,
             FindingKind::CheckError => self.check_errors += 1,
+            FindingKind::Repaired | FindingKind::Note => {}
         }
         if self.findings.len() < Self::MAX_FINDINGS {
             self.findings.push(Finding { kind, text });
@@ -129,12 +173,32 @@ pub enum SnapshotChange {
 }
 
 /// What is to become of an image besides its contents: options of its driver's list, by QEMU's names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct AmendRequest {
     /// The options with their values.
     pub options: BTreeMap<String, String>,
     /// Do what may lose the last key of an encrypted image, too.
     pub force: bool,
+    /// Told how much is done, and of how much.
+    pub progress: Option<Arc<dyn Fn(u64, u64) + Send + Sync>>,
+}
+
+impl AmendRequest {
+    /// Says how much is done, and of how much.
+    pub fn tell(&self, done: u64, total: u64) {
+        if let Some(progress) = &self.progress {
+            progress(done, total);
+        }
+    }
+}
+
+impl core::fmt::Debug for AmendRequest {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("AmendRequest")
+            .field("options", &self.options)
+            .field("force", &self.force)
+            .finish_non_exhaustive()
+    }
 }
 
 /// An image format over its children: it maps and allocates, and moves no data.
@@ -290,10 +354,17 @@ pub trait Format: Send + Sync {
         Op::err(Error::unsupported("this format cannot be emptied"))
     }
 
-    /// Changes what the request says. No other request runs meanwhile.
+    /// Changes what the request says. No other request runs meanwhile. The size is changed by the engine, between this and
+    /// [`Format::finish_amend`].
     fn amend<'a>(&'a self, request: &'a AmendRequest) -> Op<'a, ()> {
         let _ = request;
         Op::err(Error::unsupported(alloc::format!("Format driver '{}' does not support option amendment", self.name())))
+    }
+
+    /// Changes what can only be changed last.
+    fn finish_amend<'a>(&'a self, request: &'a AmendRequest) -> Op<'a, ()> {
+        let _ = request;
+        Op::ok(())
     }
 
     /// Makes, applies or deletes an internal snapshot. No other request runs meanwhile.
@@ -323,8 +394,10 @@ pub trait Format: Send + Sync {
     /// What can be said about the image without reading guest data.
     fn describe(&self) -> Result<Details>;
 
-    /// Looks through all metadata for contradictions.
-    fn check<'a>(&'a self) -> Op<'a, CheckReport> {
+    /// Looks through all metadata for contradictions and puts right what it may. No other request runs meanwhile if that
+    /// is more than nothing.
+    fn check<'a>(&'a self, repair: Repair) -> Op<'a, CheckReport> {
+        let _ = repair;
         Op::err(Error::unsupported("This image format does not support checks"))
     }
 }

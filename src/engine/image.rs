@@ -6,12 +6,15 @@ use alloc::sync::Arc;
 
 use crate::describe::Details;
 use crate::drivers::Drivers;
-use crate::engine::format::{AmendRequest, CheckReport, Format, SnapshotChange};
+use crate::engine::format::{AmendRequest, CheckReport, Format, Repair, SnapshotChange};
 use crate::engine::requests::{RequestKind, Requests, Tracked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, Want, WriteFlags, check_bounds};
+use crate::node::{
+    Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, State, Want, WriteFlags, check_bounds,
+};
 use crate::op::{Op, if_writing};
+use crate::wire::parse_size;
 
 /// What a write of nothing but zeroes turns into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +58,8 @@ pub struct Image {
     guard: Option<Drivers>,
     /// The backing image that the format names but that was not opened.
     missing_backing: Option<String>,
+    /// Whether the image can only be looked at and repaired.
+    only_structure: bool,
 }
 
 impl core::fmt::Debug for Image {
@@ -83,6 +88,7 @@ impl Image {
             probed: false,
             guard: None,
             missing_backing: None,
+            only_structure: false,
         }
     }
 
@@ -107,6 +113,13 @@ impl Image {
     #[must_use]
     pub(crate) fn with_missing_backing(mut self, name: Option<String>) -> Self {
         self.missing_backing = name;
+        self
+    }
+
+    /// Notes that only the structure of the image was opened.
+    #[must_use]
+    pub(crate) fn with_only_structure(mut self, only: bool) -> Self {
+        self.only_structure = only;
         self
     }
 
@@ -148,7 +161,20 @@ impl Image {
 
     /// Looks through all metadata for contradictions.
     pub fn check(&self) -> Op<'_, CheckReport> {
-        self.format.check().then(|result| result.map_err(|error| error.at_path(&self.name)))
+        self.format.check(Repair::Nothing).then(|result| result.map_err(|error| error.at_path(&self.name)))
+    }
+
+    /// Looks through all metadata for contradictions and puts right what `repair` says. What the report counts as leaks
+    /// and corruptions is what is left.
+    ///
+    /// # Errors
+    /// The image is read-only, or its format cannot be checked; or what reading and writing it gives.
+    pub async fn repair(&self, repair: Repair) -> Result<CheckReport> {
+        if self.options.read_only {
+            return Err(self.explain(Error::new(ErrorKind::ReadOnly, "the image was opened read-only")));
+        }
+        let _all = self.alone().await;
+        self.format.check(repair).await.map_err(|error| error.at_path(&self.name))
     }
 
     /// How many clusters of the file are in use, counted no further than `enough`.
@@ -195,14 +221,24 @@ impl Image {
         self.format.make_empty().await.map_err(|error| self.explain(error))
     }
 
-    /// Changes properties of the image, such as the key slots of an encrypted one.
+    /// Changes properties of the image, such as its version, its size, or the key slots of an encrypted one.
     ///
     /// # Errors
-    /// The image is read-only, its format cannot, or the options do not go together.
+    /// The image is read-only, its format cannot, or the options do not go together. What was changed before that stays
+    /// changed.
     pub async fn amend(&self, request: &AmendRequest) -> Result<()> {
         self.check_write(Range::default())?;
+        {
+            let _all = self.alone().await;
+            self.format.amend(request).await.map_err(|error| self.explain(error))?;
+        }
+        if let Some(size) = request.options.get("size") {
+            let size = parse_size(size)
+                .ok_or_else(|| Error::invalid("Parameter 'size' expects a non-negative number below 2^64"))?;
+            self.resize(size, Preallocation::Off).await?;
+        }
         let _all = self.alone().await;
-        self.format.amend(request).await.map_err(|error| self.explain(error))
+        self.format.finish_amend(request).await.map_err(|error| self.explain(error))
     }
 
     /// Waits for every request, and holds off others while the result lives.
@@ -254,6 +290,13 @@ impl Image {
             (None, Some(_)) => length,
             (None, None) => 0,
         };
+        // Nor was what the last cluster holds behind the end, from a time when the disk was larger.
+        let tail = Range::new(old, old.next_multiple_of(self.granularity()).min(length).saturating_sub(old));
+        let holds_more = tail.len > 0 && {
+            let extent = self.format.map(tail, Want::Allocation).await?;
+            !matches!(extent.state, State::Zero | State::Unallocated)
+        };
+        let covered = if holds_more { covered.max(tail.end()) } else { covered };
         if let Some(len @ 1..) = covered.checked_sub(old) {
             // The zeroes are on disk before the size is, or a power cut would show the backing image.
             self.format.reserve(length).await?;
@@ -293,6 +336,9 @@ impl Image {
     pub(crate) fn check_write(&self, range: Range) -> Result<()> {
         if self.options.read_only {
             return Err(self.explain(Error::new(ErrorKind::ReadOnly, "the image was opened read-only")));
+        }
+        if self.only_structure {
+            return Err(self.explain(Error::new(ErrorKind::Denied, "the image was opened only to be checked")));
         }
         check_bounds(range.start, range.len, self.format.info().length).map_err(|error| self.explain(error))
     }

@@ -16,7 +16,8 @@ mod zero;
 
 pub use aligned::{Aligned, byte_granular};
 pub use format::{
-    Allocation, AmendRequest, CheckReport, Finding, FindingKind, Format, InPlace, RepairAdvice, SnapshotChange,
+    Abort, Allocation, AmendRequest, CheckReport, Finding, FindingKind, Format, InPlace, Repair, RepairAdvice,
+    SnapshotChange,
 };
 pub use image::{DetectZeroes, Image, ImageOptions};
 pub use requests::{RequestKind, Requests, Tracked};

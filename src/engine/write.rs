@@ -38,9 +38,13 @@ impl Image {
             return Op::ok(());
         }
         if flags.compressed {
-            return Op::future(
-                async move { self.write_compressed(at, from).await.map_err(|error| self.explain(error)) },
-            );
+            return Op::future(async move {
+                let write = async {
+                    self.write_compressed(at, from).await?;
+                    if flags.force_unit_access { self.format.flush().await } else { Ok(()) }
+                };
+                write.await.map_err(|error| self.explain(error))
+            });
         }
         if self.options.detect_zeroes != DetectZeroes::Off && is_zero(from) {
             let may_unmap = self.options.detect_zeroes == DetectZeroes::Unmap;

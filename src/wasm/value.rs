@@ -193,6 +193,8 @@ pub(super) fn report(report: &CheckReport) -> Result<JsValue> {
                             FindingKind::Leak => "leak",
                             FindingKind::Corruption => "corruption",
                             FindingKind::CheckError => "check-error",
+                            FindingKind::Repaired => "repaired",
+                            FindingKind::Note => "note",
                         }
                         .into(),
                     ),

@@ -43,7 +43,7 @@ fn writable() -> OpenOptions {
 }
 
 fn amend(image: &Image, pairs: &[(&str, &str)], force: bool) -> Result<()> {
-    block_on(image.amend(&AmendRequest { options: options(pairs), force }))
+    block_on(image.amend(&AmendRequest { options: options(pairs), force, ..AmendRequest::default() }))
 }
 
 #[test]

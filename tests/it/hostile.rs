@@ -68,12 +68,17 @@ fn refuses_unknown_incompatible_bits_by_number_and_name() {
 
 #[test]
 fn a_corrupt_or_dirty_image_opens_read_only() {
-    for (bit, says) in [(0u64, "qemu-img check -r all"), (1, "read-only")] {
-        let file = patched(&[], &[(72, &(1u64 << bit).to_be_bytes())]);
-        open(file.clone(), &OpenOptions::default()).expect("read-only is fine");
-        let error = open(file, &writable()).unwrap_err();
-        assert!(error.to_string().contains(says), "{error}");
-    }
+    let with_bit = |bit: u64| patched(&[], &[(72, &(1u64 << bit).to_be_bytes())]);
+    let dirty = || open(with_bit(0), &OpenOptions::default()).expect("read-only is fine");
+    assert!(dirty().describe().unwrap().dirty);
+    let corrupt = with_bit(1);
+    open(corrupt.clone(), &OpenOptions::default()).expect("read-only is fine");
+    let error = open(corrupt, &writable()).unwrap_err();
+    assert!(error.to_string().contains("read-only"), "{error}");
+    // A dirty image is repaired before it is written to.
+    let file = with_bit(0);
+    open(file.clone(), &writable()).expect("nothing is wrong with it but the bit");
+    assert!(!open(file, &OpenOptions::default()).unwrap().describe().unwrap().dirty);
 }
 
 #[test]
@@ -462,9 +467,11 @@ fn an_external_data_file_has_every_cluster_where_the_guest_has_it() {
     let l2 = number(number(40)) & 0x00ff_ffff_ffff_fe00;
     let entry: [u8; 8] = bytes[l2 + 16..l2 + 24].try_into().unwrap();
     bytes[l2 + 8..l2 + 16].copy_from_slice(&entry);
-    let image = open(Memory::new(bytes), &with_files(writable(), &[("data", data)])).unwrap();
-    assert_eq!(read(&*image, 8192, 4096).unwrap(), vec![2; 4096]);
-    for error in [read(&*image, 4096, 4096).unwrap_err(), write(&*image, 5000, &[9]).unwrap_err()] {
+    let options = with_files(writable(), &[("data", data)]);
+    // What shows that an image is corrupt ends its use, so each is tried on an image of its own.
+    let image = || open(Memory::new(bytes.clone()), &options).unwrap();
+    assert_eq!(read(&*image(), 8192, 4096).unwrap(), vec![2; 4096]);
+    for error in [read(&*image(), 4096, 4096).unwrap_err(), write(&*image(), 5000, &[9]).unwrap_err()] {
         assert!(error.to_string().contains("the guest offset") && error.context().offset.is_some(), "{error}");
     }
 }

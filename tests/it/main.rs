@@ -8,4 +8,5 @@ mod hostile;
 mod model;
 mod power_cut;
 mod races;
+mod repair;
 mod support;

@@ -1,15 +1,20 @@
 //! `amend`: change properties of an image.
 
+use std::sync::Arc;
+
+use diskette::block_on;
 use diskette::drivers::{Driver, Drivers};
 use diskette::engine::AmendRequest;
-use diskette::{Node, block_on};
 
 use crate::args::AmendArgs;
 use crate::commands::create::{merge_options, wants_help};
-use crate::open::{Wish, cache_mode, open};
+use crate::open::{Wish, cache_mode, explain, open};
 use crate::output::print;
 use crate::progress::Progress;
 use crate::{Failure, Outcome, program};
+
+/// Parts of which progress is told.
+const PARTS: u64 = 10_000;
 
 pub(crate) fn run(args: &AmendArgs) -> Outcome {
     if args.options.is_empty() {
@@ -37,13 +42,24 @@ pub(crate) fn run(args: &AmendArgs) -> Outcome {
     }
     let options = merge_options(&args.options)?;
     if let Some(unknown) = options.keys().find(|name| !driver.amend_options.iter().any(|known| known.name == **name)) {
-        return Err(Failure::new(format!("Invalid parameter '{unknown}'")));
+        let can_be_made = driver.create_options.iter().any(|known| known.name == unknown);
+        let hint = if can_be_made { "\nThis option is only supported for image creation" } else { "" };
+        return Err(Failure::new(format!("Invalid parameter '{unknown}'{hint}")));
     }
-    let progress = Progress::new(args.progress && !args.quiet, opened.image.info().length);
-    let request = AmendRequest { options, force: args.force };
-    block_on(opened.image.amend(&request)).map_err(|error| Failure::new(error.problem().to_string()))?;
-    block_on(opened.image.close())?;
-    progress.complete();
+    let progress = Arc::new(Progress::new(args.progress && !args.quiet, PARTS));
+    let shown = progress.clone();
+    let tell = move |done: u64, total: u64| {
+        let parts = (u128::from(done) * u128::from(PARTS) + u128::from(total) / 2) / u128::from(total.max(1));
+        shown.update(parts as u64);
+    };
+    let request = AmendRequest { options, force: args.force, progress: Some(Arc::new(tell)) };
+    let amended = block_on(opened.image.amend(&request));
+    let closed = block_on(opened.image.close());
+    if amended.is_ok() {
+        progress.complete();
+    }
+    drop((progress, request));
+    amended.and(closed).map_err(|error| Failure::new(explain(&error, &opened.path)))?;
     Ok(0)
 }
 

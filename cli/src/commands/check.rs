@@ -1,42 +1,52 @@
 //! `check`: look through the metadata.
 
-use diskette::{CheckReport, ErrorKind, block_on};
+use diskette::engine::Repair;
+use diskette::{CheckReport, Error, ErrorKind, Image, block_on};
 use serde_json::{Map, json};
 
 use crate::args::{CheckArgs, Output};
 use crate::commands::info::pretty;
+use crate::io::reason;
 use crate::open::{Wish, cache_mode, open};
 use crate::output::{line, print};
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, program};
 
 /// The format has no check.
 const UNSUPPORTED: u8 = 63;
 
 pub(crate) fn run(args: &CheckArgs) -> Outcome {
-    match args.repair.as_deref() {
-        None => {}
-        Some("leaks" | "all") => return Err(Failure::new("repairing images (-r) is not supported")),
+    let repair = match args.repair.as_deref() {
+        None => Repair::Nothing,
+        Some("leaks") => Repair::Leaks,
+        Some("all") => Repair::All,
         Some(other) => {
             return Err(Failure::new(format!(
                 "--repair (-r) expects 'leaks' or 'all' not '{other}'\nTry '{} check --help' for more info",
                 crate::program::name()
             )));
         }
-    }
-    let mut wish = Wish { structure_only: true, ..Wish::try_from(&args.image)? };
+    };
+    let writable = repair != Repair::Nothing;
+    let mut wish = Wish { structure_only: true, for_check: true, writable, ..Wish::try_from(&args.image)? };
     if let Some(cache) = &args.cache {
         wish.cache = cache_mode(cache, "source ")?;
     }
     let opened = open(&args.file, &wish)?;
-    let report = match block_on(opened.image.check()) {
-        Ok(report) => report,
-        Err(error) if error.kind() == ErrorKind::Unsupported => {
-            return Err(Failure::new("This image format does not support checks").with_code(UNSUPPORTED));
+    let mut report = look(&opened.image, repair)?;
+    let (leaks_fixed, corruptions_fixed) = (report.leaks_fixed, report.corruptions_fixed);
+    if leaks_fixed > 0 || corruptions_fixed > 0 {
+        if args.output == Output::Human && !args.quiet {
+            print(&format!(
+                "The following inconsistencies were found and repaired:\n\n    {leaks_fixed} leaked clusters\n    \
+                 {corruptions_fixed} corruptions\n\nDouble checking the fixed image now...\n"
+            ));
         }
-        Err(error) => return Err(Failure::from(error)),
-    };
-    for finding in &report.findings {
-        eprintln!("{}", finding.text);
+        report = CheckReport { leaks_fixed, corruptions_fixed, ..look(&opened.image, Repair::Nothing)? };
+    }
+    block_on(opened.image.close())?;
+    if let Some(abort) = &report.aborted {
+        let reason = reason(&Error::new(abort.kind, String::new()));
+        return Err(Failure::new(format!("Check failed: {reason}")));
     }
     if !args.quiet {
         match args.output {
@@ -44,12 +54,28 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
             Output::Json => line(&value(&report, &args.file, opened.image.format_name())),
         }
     }
-    Ok(match (report.check_errors, report.corruptions, report.leaks) {
-        (1.., _, _) => 1,
-        (0, 1.., _) => 2,
-        (0, 0, 1..) => 3,
-        _ => 0,
-    })
+    match (report.check_errors, report.corruptions, report.leaks) {
+        (1.., _, _) => Err(Failure::new("Check failed")),
+        (0, 1.., _) => Ok(2),
+        (0, 0, 1..) => Ok(3),
+        _ => Ok(0),
+    }
+}
+
+/// Checks and repairs, and prints what is found.
+fn look(image: &Image, repair: Repair) -> Result<CheckReport, Failure> {
+    let outcome = if repair == Repair::Nothing { block_on(image.check()) } else { block_on(image.repair(repair)) };
+    let report = outcome.map_err(|error| match error.kind() {
+        ErrorKind::Unsupported => Failure::new("This image format does not support checks").with_code(UNSUPPORTED),
+        _ => Failure::from(error).within("Check failed"),
+    })?;
+    for finding in &report.findings {
+        eprintln!("{}", finding.text);
+    }
+    if let Some(text) = report.aborted.as_ref().and_then(|abort| abort.text.as_ref()) {
+        eprintln!("{}: ERROR {text}", program::name());
+    }
+    Ok(report)
 }
 
 fn text(report: &CheckReport) -> String {
@@ -96,10 +122,12 @@ fn value(report: &CheckReport, name: &str, format: &str) -> String {
         ("image-end-offset", number(report.image_end_offset)),
         ("compressed-clusters", number(report.compressed_clusters)),
         ("total-clusters", number(report.total_clusters)),
+        ("corruptions-fixed", number(report.corruptions_fixed)),
         ("corruptions", number(report.corruptions)),
         ("check-errors", Some(json!(report.check_errors))),
         ("leaks", number(report.leaks)),
         ("allocated-clusters", number(report.allocated_clusters)),
+        ("leaks-fixed", number(report.leaks_fixed)),
         ("filename", Some(json!(name))),
         ("format", Some(json!(format))),
         ("fragmented-clusters", number(report.fragmented_clusters)),

@@ -139,7 +139,7 @@ pub(crate) fn check_options(driver: &Driver, options: &BTreeMap<String, String>)
                     "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
                 )));
             }
-            "num" if value.parse::<u64>().is_err() => {
+            "num" if value.parse::<i64>().is_err() && value.parse::<u64>().is_err() => {
                 return Err(Failure::new(format!("Parameter '{name}' expects a number")));
             }
             kind if kind.starts_with("bool") && switch(value).is_none() => {

@@ -13,4 +13,5 @@ pub(crate) mod inspect;
 pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod rebase;
+pub(crate) mod resize;
 pub(crate) mod snapshot;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use diskette::drivers::Drivers;
 use diskette::engine::status::Chain;
 use diskette::event::Event;
 use diskette::filters::Blkdebug;
@@ -509,6 +510,13 @@ fn open(shell: &mut Shell, given: &Given) -> Outcome {
     Ok(())
 }
 
+/// Whether an open image can get another value of the option: it says how the image is used, not which it is.
+fn changeable(name: &str) -> bool {
+    let qcow2 = Drivers::all().by_name("qcow2");
+    let known = qcow2.is_some_and(|driver| driver.open_options.contains(&name));
+    known && name != "data-file" && !name.starts_with("data-file.")
+}
+
 fn reopen(shell: &mut Shell, given: &Given) -> Outcome {
     if !given.arguments.is_empty() {
         return Err(Problem::Usage);
@@ -518,13 +526,16 @@ fn reopen(shell: &mut Shell, given: &Given) -> Outcome {
     }
     let cache = given.value('c').map(|name| cache_mode(name, "")).transpose()?;
     let options = given.value('o').map(split_options).transpose()?.unwrap_or_default();
-    if let Some(name) = options.keys().next() {
+    if let Some(name) = options.keys().find(|name| !changeable(name)) {
         return Err(Failure::new(format!("Cannot change the option '{name}'")).into());
     }
     let writable = if given.has('w') { Some(true) } else { given.has('r').then_some(false) };
     shell.reopen(|wish| {
         wish.writable = writable.unwrap_or(wish.writable);
         wish.cache = cache.unwrap_or(wish.cache);
+        for (name, value) in &options {
+            wish.options.set(name, value);
+        }
     })?;
     Ok(())
 }

@@ -45,6 +45,8 @@ struct Current {
     opened: Opened,
     name: String,
     wish: Wish,
+    /// The options that it was opened with first.
+    given: Options,
 }
 
 pub(super) struct Shell {
@@ -103,20 +105,32 @@ impl Shell {
         let opened = open::open_plainly(name, &wish).map_err(|failure| {
             failure.within(&if image_opts { "can't open".to_string() } else { format!("can't open device {name}") })
         })?;
-        self.current = Some(Current { opened, name: name.to_string(), wish });
+        let given = wish.options.clone();
+        self.current = Some(Current { opened, name: name.to_string(), wish, given });
         Ok(())
     }
 
     /// Closes the image and opens it again with other options.
     pub(super) fn reopen(&mut self, change: impl FnOnce(&mut Wish)) -> Result<(), Failure> {
         self.drain();
-        let Some(Current { opened, name, mut wish }) = self.current.take() else { return Ok(()) };
+        let Some(Current { opened, name, wish: before, given }) = self.current.take() else { return Ok(()) };
         block_on(opened.image.close())?;
         drop(opened);
+        // Options that an earlier change gave are as they were again, unless they are given anew.
+        let mut wish = Wish { options: given.clone(), ..before.clone() };
         change(&mut wish);
-        let opened = open::open_plainly(&name, &wish)?;
-        self.current = Some(Current { opened, name, wish });
-        Ok(())
+        match open::open_plainly(&name, &wish) {
+            Ok(opened) => {
+                self.current = Some(Current { opened, name, wish, given });
+                Ok(())
+            }
+            Err(failure) => {
+                // The image stays as it was.
+                let opened = open::open_plainly(&name, &before)?;
+                self.current = Some(Current { opened, name, wish: before, given });
+                Err(failure)
+            }
+        }
     }
 
     /// Waits for what runs in the background and says what became of it.

@@ -120,7 +120,10 @@ fn entries_that_point_nowhere_are_reported_as_qemu_img_reports_them() {
     let file = OpenOptions::new().write(true).open(scratch.path().join("bad")).unwrap();
     file.write_all_at(&(entry | 0x200).to_be_bytes(), l2 + 8).unwrap();
     let message = text(&scratch.ours(&["convert", "-O", "raw", "bad", "x"]).stderr);
-    assert!(message.contains("error while reading block status at offset 65536: bad: L2 entry 1 is 0x"), "{message}");
+    assert!(
+        message.contains("error while reading block status at offset 65536: bad: Cluster allocation offset 0x"),
+        "{message}"
+    );
     assert!(scratch.ours(&["convert", "-q", "--salvage", "-O", "raw", "bad", "x"]).status.success());
     let (copy, disk) = (scratch.path().join("x"), scratch.path().join("a.raw"));
     let (copy, disk) = (std::fs::read(copy).unwrap(), std::fs::read(disk).unwrap());
@@ -135,8 +138,8 @@ fn a_snapshot_that_lies_is_refused() {
     let table = u64::from_be_bytes(image[64..72].try_into().unwrap()) as usize;
     // Offset and number of the L1 entries, size of the disk.
     for (at, value, says) in [
-        (0, &0x7fff_ffff_ffff_0000u64.to_be_bytes()[..], "expected a multiple of the cluster size within the file"),
-        (0, &512u64.to_be_bytes(), "expected a multiple of the cluster size within the file"),
+        (0, &0x7fff_ffff_ffff_0000u64.to_be_bytes()[..], "Snapshot L1 table offset invalid"),
+        (0, &512u64.to_be_bytes(), "Snapshot L1 table offset invalid"),
         (8, &0x3f_ffffu32.to_be_bytes(), "within the file"),
         (8, &0u32.to_be_bytes(), "has 0 L1 entries, expected 1"),
         (48, &u64::MAX.to_be_bytes(), "has 1 L1 entries, expected"),

@@ -9,6 +9,7 @@ mod io;
 mod luks;
 mod measures;
 mod options;
+mod repair;
 mod snapshot;
 
 use std::path::{Path, PathBuf};

@@ -10,10 +10,14 @@ use core::sync::atomic::Ordering;
 use crate::engine::Allocation;
 use crate::error::{Error, Result};
 use crate::formats::qcow2::header::{AUTOCLEAR_DATA_FILE_RAW, INCOMPATIBLE_DIRTY};
-use crate::formats::qcow2::refcount::Refcounts;
+use crate::formats::qcow2::health::hex;
+use crate::formats::qcow2::refcount::{Purpose, Refcounts};
 use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, SUBCLUSTERS, ZERO, compressed};
 use crate::formats::qcow2::{L1_TABLE, L2_TABLE, Qcow2, REFCOUNT_BLOCK};
 use crate::node::{Host, Range, WriteFlags};
+
+/// So much space at most waits to be given back while the file grows.
+const MOST_UNREFERENCED_BYTES: u64 = 16 << 20;
 
 /// All 32 subclusters read as zeroes and none is allocated.
 const ALL_ZERO_SUBCLUSTERS: u64 = 0xffff_ffff << 32;
@@ -42,17 +46,10 @@ impl Qcow2 {
             return Ok(());
         }
         self.find_tables().await?;
-        let raw = &self.header.raw;
-        if raw.version >= 3 {
-            let autoclear = raw.autoclear_features & AUTOCLEAR_DATA_FILE_RAW;
-            if autoclear != raw.autoclear_features {
-                self.file.write(88, &autoclear.to_be_bytes(), WriteFlags::default()).await?;
-                self.file.flush().await?;
-            }
+        if self.version() >= 3 {
+            self.keep_autoclear(AUTOCLEAR_DATA_FILE_RAW).await?;
             if self.is_lazy() {
-                let dirty = raw.incompatible_features | INCOMPATIBLE_DIRTY;
-                self.file.write(72, &dirty.to_be_bytes(), WriteFlags::default()).await?;
-                self.file.flush().await?;
+                self.set_incompatible(self.geometry().incompatible | INCOMPATIBLE_DIRTY).await?;
             }
         }
         self.changing.store(true, Ordering::Release);
@@ -68,12 +65,31 @@ impl Qcow2 {
         self.pad_file().await?;
         self.write_back_all(&mut refcounts).await?;
         if self.is_lazy() {
-            let clean = self.header.raw.incompatible_features & !INCOMPATIBLE_DIRTY;
-            self.file.write(72, &clean.to_be_bytes(), WriteFlags::default()).await?;
-            self.file.flush().await?;
+            self.set_incompatible(self.geometry().incompatible & !INCOMPATIBLE_DIRTY).await?;
         }
         self.changing.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Clears the autoclear features but those of `keep`: nobody maintains what they promise.
+    pub(super) async fn keep_autoclear(&self, keep: u64) -> Result<()> {
+        let now = self.geometry().autoclear;
+        if now & keep == now || self.version() < 3 {
+            return Ok(());
+        }
+        self.file.write(88, &(now & keep).to_be_bytes(), WriteFlags::default()).await?;
+        self.geometry.lock().autoclear = now & keep;
+        self.file.flush().await
+    }
+
+    /// Changes the incompatible features, between two flushes.
+    pub(super) async fn set_incompatible(&self, features: u64) -> Result<()> {
+        if self.geometry().incompatible == features || self.version() < 3 {
+            return Ok(());
+        }
+        self.file.write(72, &features.to_be_bytes(), WriteFlags::default()).await?;
+        self.geometry.lock().incompatible = features;
+        self.file.flush().await
     }
 
     pub(super) async fn flush_all(&self) -> Result<()> {
@@ -84,6 +100,9 @@ impl Qcow2 {
     /// Makes room in the cache for more changes.
     pub(super) async fn make_room(&self, refcounts: &mut Refcounts) -> Result<()> {
         self.cache.release();
+        if refcounts.count_unreferenced() << self.header.cluster.bits() >= MOST_UNREFERENCED_BYTES {
+            self.write_back(refcounts).await?;
+        }
         if self.cache.is_full() {
             self.write_back(refcounts).await?;
             if self.cache.is_full() {
@@ -107,18 +126,22 @@ impl Qcow2 {
         let old = entry & OFFSET_MASK;
         let size = self.header.cluster.size() as usize;
         if old != 0 && entry & COPIED != 0 {
-            self.check_fixed_overlap(Range::new(old, size as u64))?;
+            self.check_l2_overlap(Range::new(old, size as u64))?;
             self.cache.hold(&*self.file, old, size, L2_TABLE).await?;
             return Ok(old);
         }
         let contents: Box<[u8]> = if old == 0 {
             vec![0; size].into_boxed_slice()
         } else {
-            self.check_fixed_overlap(Range::new(old, size as u64))?;
+            self.check_shared_l2_overlap(Range::new(old, size as u64))?;
             self.cache.hold(&*self.file, old, size, L2_TABLE).await?;
             self.cache.peek(old, |bytes| Box::from(bytes)).unwrap_or_else(|| vec![0; size].into_boxed_slice())
         };
-        let (at, _) = self.take_clusters(refcounts, 1).await?;
+        let (at, _) = self.take_clusters(refcounts, 1, Purpose::L2Table).await?;
+        if self.is_lazy() {
+            // The refcounts of tables are never late.
+            self.cache.write_back(&*self.file, self.data.as_deref(), REFCOUNT_BLOCK).await?;
+        }
         let (piece, len, within) = Self::l1_piece(self.geometry(), index);
         self.cache.hold(&*self.file, piece, len, L1_TABLE).await?;
         self.cache.insert(at, contents, L2_TABLE);
@@ -187,7 +210,7 @@ impl Qcow2 {
             }
             Placement::Fresh { .. } if self.header.has_data_file() => (guest_first, false),
             Placement::Fresh { .. } => {
-                let (host, got) = self.take_clusters(&mut refcounts, count).await?;
+                let (host, got) = self.take_clusters(&mut refcounts, count, Purpose::Data).await?;
                 count = got;
                 (host, true)
             }
@@ -272,24 +295,26 @@ impl Qcow2 {
     pub(super) fn release_guest(&self, refcounts: &mut Refcounts, host: u64) {
         let cluster = self.header.cluster;
         let place = Range::new(host - cluster.within(host), cluster.size());
-        if self.check_overlap(place).is_ok() {
-            refcounts.release(host);
+        if !cluster.is_aligned(host) {
+            self.health.mention(&alloc::format!("Cannot free unaligned cluster {}", hex(host)));
+        } else if !self.is_metadata(place) {
+            refcounts.release_data(host);
         }
     }
 
     pub(super) async fn zero_range(&self, range: Range, flags: WriteFlags) -> Result<()> {
-        if self.header.raw.version < 3 {
+        if self.version() < 3 {
             if self.has_backing() {
                 return Err(Error::unsupported("qcow2 version 2 cannot mark zeroes over a backing file"));
             }
             return self.discard_range(range).await;
         }
         self.begin_changing().await?;
-        if self.header.is_data_file_raw() {
+        if self.is_data_file_raw() {
             // The data file must read like the disk on its own.
             self.storage().write_zeroes(range, flags).await?;
         }
-        let keep_space = !flags.may_unmap || self.header.is_data_file_raw();
+        let keep_space = !flags.may_unmap || self.is_data_file_raw() || self.settings.discard_no_unref;
         self.change_entries(range, |image, refcounts, old, covered| {
             let external = image.header.has_data_file();
             if image.header.is_extended() {
@@ -315,8 +340,8 @@ impl Qcow2 {
     }
 
     pub(super) async fn discard_range(&self, range: Range) -> Result<()> {
-        let (version, backing) = (self.header.raw.version, self.has_backing());
-        if (version < 3 && backing) || self.header.is_data_file_raw() {
+        let (version, backing) = (self.version(), self.has_backing());
+        if (version < 3 && backing) || self.is_data_file_raw() {
             // Without a zero flag the old contents of the backing file would come back; a raw data file is the disk.
             return Ok(());
         }
@@ -335,6 +360,11 @@ impl Qcow2 {
             if !used && !backing {
                 return Ok(old);
             }
+            if image.settings.discard_no_unref && old.host(external).is_some() {
+                let zero = if image.header.is_extended() { 0 } else { ZERO };
+                let bitmap = if image.header.is_extended() { ALL_ZERO_SUBCLUSTERS } else { 0 };
+                return Ok(L2Entry { word: old.word | zero, bitmap });
+            }
             image.release_entry(refcounts, old);
             Ok(match (version >= 3, image.header.is_extended()) {
                 (true, true) => L2Entry { word: 0, bitmap: ALL_ZERO_SUBCLUSTERS },
@@ -347,7 +377,7 @@ impl Qcow2 {
 
     /// Lets `change` say what becomes of every entry of the range. It gets the entry and the subclusters that are
     /// covered, one bit each. The range is aligned, except that it may end with the disk.
-    async fn change_entries(
+    pub(super) async fn change_entries(
         &self,
         range: Range,
         change: impl Fn(&Self, &mut Refcounts, L2Entry, u64) -> Result<L2Entry>,

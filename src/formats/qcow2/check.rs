@@ -1,4 +1,5 @@
-//! The consistency check: count every reference, compare with the refcounts, look at every entry.
+//! The consistency check: count every reference, compare with the refcounts, look at every entry; and put right what is
+//! wrong with an entry. `rebuild` puts right what is wrong with the refcounts.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -6,46 +7,92 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use crate::engine::{CheckReport, FindingKind, RepairAdvice};
+use crate::engine::{Abort, CheckReport, FindingKind, Repair};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::extension::directory_entry;
-use crate::formats::qcow2::header::AUTOCLEAR_BITMAPS;
-use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, ZERO, compressed, refcount, word};
+use crate::formats::qcow2::header::{
+    AUTOCLEAR_BITMAPS, AUTOCLEAR_DATA_FILE_RAW, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, MAX_L1_BYTES,
+};
+use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, ZERO, compressed, word};
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
-use crate::node::{Range, ReadFlags};
+use crate::node::{Range, ReadFlags, WriteFlags};
 
 /// Bits of an L2 entry, other than of a compressed cluster, that mean nothing.
 const RESERVED: u64 = 0x3f00_0000_0000_01fe;
 
-/// Bits of a refcount table entry that are an offset.
-const REFCOUNT_BLOCK_MASK: u64 = !0x1ff;
-
 /// Counters of a page of the reference table.
-const PAGE: u64 = 8192;
+pub(super) const PAGE: u64 = 8192;
 
 impl Qcow2 {
-    pub(super) async fn check_all(&self) -> Result<CheckReport> {
+    pub(super) async fn check_all(&self, repair: Repair) -> Result<CheckReport> {
         if self.at_snapshot {
             return Err(Error::unsupported("an image is checked as a whole, not at one of its snapshots"));
         }
         if cfg!(feature = "write") && self.changing.load(Ordering::Acquire) {
             self.write_back_all(&mut *self.lock_refcounts().await).await?;
         }
-        let mut check = Check::new(self)?;
-        check.count_fixed_places();
-        check.count_chain_of_tables().await?;
-        check.count_bitmaps().await?;
-        check.count_refcount_structure().await?;
-        check.compare().await?;
-        check.check_copied_flags().await?;
-        Ok(check.report)
+        if !cfg!(feature = "write") || repair == Repair::Nothing {
+            let mut check = Check::new(self, Repair::Nothing)?;
+            if self.check_directory(&mut check.report, repair).await?.is_some() {
+                check.run().await?;
+            }
+            return Ok(check.report);
+        }
+        self.repair_all(repair).await
+    }
+
+    /// Repairs an image that was not closed cleanly, and says what is found.
+    pub(super) async fn repair_dirty(&self) -> Result<()> {
+        let report = self.check_all(Repair::All).await;
+        for finding in report.iter().flat_map(|report| &report.findings) {
+            self.health.say(&finding.text);
+        }
+        let failed = |kind, text: &str| Error::new(kind, alloc::format!("Could not repair dirty image: {text}"));
+        match report {
+            Ok(report) if report.check_errors == 0 && report.aborted.is_none() => Ok(()),
+            Ok(report) => Err(failed(report.aborted.map_or(ErrorKind::Io, |abort| abort.kind), "Input/output error")),
+            Err(error) => Err(failed(error.kind(), &alloc::format!("{error}"))),
+        }
+    }
+
+    /// Nothing in memory counts any more: the file was changed behind it.
+    async fn forget_tables(&self) {
+        self.lock_refcounts().await.look_again();
+        self.cache.clear();
+        self.metadata.forget_tables();
+    }
+
+    async fn repair_all(&self, repair: Repair) -> Result<CheckReport> {
+        self.keep_autoclear(AUTOCLEAR_BITMAPS | AUTOCLEAR_DATA_FILE_RAW).await?;
+        // Everything is read from the file, and most of it written there.
+        self.forget_tables().await;
+        let mut check = Check::new(self, repair)?;
+        let Some(outdated) = self.check_directory(&mut check.report, repair).await? else { return Ok(check.report) };
+        // What is wrong with the table of snapshots is put right last, and counted apart.
+        let (corruptions, fixed) = (check.report.corruptions, check.report.corruptions_fixed);
+        (check.report.corruptions, check.report.corruptions_fixed) = (0, 0);
+        check.run().await?;
+        let mut report = check.report;
+        report.corruptions += corruptions;
+        report.corruptions_fixed += fixed;
+        self.forget_tables().await;
+        if report.aborted.is_some() {
+            return Ok(report);
+        }
+        self.renew_directory(&mut report, outdated, repair).await?;
+        if report.check_errors == 0 && report.corruptions == 0 {
+            let bits = INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT;
+            self.file.flush().await?;
+            self.set_incompatible(self.geometry().incompatible & !bits).await?;
+        }
+        Ok(report)
     }
 }
 
 /// How often every cluster of the file is referred to.
-struct References {
+pub(super) struct References {
     pages: Vec<Option<Box<[u32]>>>,
-    clusters: u64,
+    pub(super) clusters: u64,
     budget: u64,
     /// The most that a stored refcount can tell.
     most: u32,
@@ -59,13 +106,13 @@ impl References {
         Ok(References { pages: vec![None; pages], clusters, budget, most })
     }
 
-    fn get(&self, cluster: u64) -> u64 {
+    pub(super) fn get(&self, cluster: u64) -> u64 {
         let page = self.pages.get((cluster / PAGE) as usize).and_then(Option::as_ref);
         page.and_then(|page| page.get((cluster % PAGE) as usize)).copied().unwrap_or(0).into()
     }
 
     /// Makes room for a cluster at the end.
-    fn cover(&mut self, cluster: u64) {
+    pub(super) fn cover(&mut self, cluster: u64) {
         self.clusters = self.clusters.max(cluster + 1);
         let pages = self.clusters.div_ceil(PAGE) as usize;
         if self.pages.len() < pages {
@@ -74,7 +121,7 @@ impl References {
     }
 
     /// Counts references. Returns how many are more than a stored refcount can tell; they are left out.
-    fn add(&mut self, cluster: u64, times: u32) -> Result<u32> {
+    pub(super) fn add(&mut self, cluster: u64, times: u32) -> Result<u32> {
         if self.is_page_empty(cluster) {
             self.charge(PAGE * 4)?;
         }
@@ -87,13 +134,13 @@ impl References {
     }
 
     /// Takes bytes from the memory budget.
-    fn charge(&mut self, bytes: u64) -> Result<()> {
+    pub(super) fn charge(&mut self, bytes: u64) -> Result<()> {
         self.budget = self.budget.checked_sub(bytes).ok_or_else(|| over_budget(self.clusters))?;
         Ok(())
     }
 
     /// Whether nothing refers to any cluster of the page that holds `cluster`.
-    fn is_page_empty(&self, cluster: u64) -> bool {
+    pub(super) fn is_page_empty(&self, cluster: u64) -> bool {
         self.pages.get((cluster / PAGE) as usize).is_none_or(Option::is_none)
     }
 }
@@ -112,26 +159,117 @@ struct TableUse {
     snapshots: u32,
 }
 
-struct Check<'a> {
-    image: &'a Qcow2,
-    report: CheckReport,
-    references: References,
+pub(super) struct Check<'a> {
+    pub(super) image: &'a Qcow2,
+    pub(super) report: CheckReport,
+    repair: Repair,
+    pub(super) references: References,
     /// Stored refcounts that differ from what was counted.
-    differing: BTreeMap<u64, u64>,
-    file_length: u64,
+    pub(super) differing: BTreeMap<u64, u64>,
+    pub(super) file_length: u64,
+    /// The refcount structure cannot be trusted, so that only a new one helps.
+    pub(super) rebuild: bool,
+    /// Not everything could be read, so what was not counted may be in use.
+    pub(super) incomplete: bool,
+    /// What to do about more references than can be counted was said.
+    has_overflown: bool,
 }
 
 impl<'a> Check<'a> {
-    fn new(image: &'a Qcow2) -> Result<Self> {
+    fn new(image: &'a Qcow2, repair: Repair) -> Result<Self> {
         let cluster = image.header.cluster;
         let file_length = image.file.info().length;
         let report = CheckReport { total_clusters: cluster.count(image.geometry().size), ..CheckReport::default() };
-        let most = u32::try_from((1u128 << image.header.refcount_bits()) - 1).unwrap_or(u32::MAX);
-        let references = References::new(cluster.count(file_length), image.check_bytes, most)?;
-        Ok(Check { image, report, references, differing: BTreeMap::new(), file_length })
+        let references = Self::no_references(image, file_length)?;
+        Ok(Check {
+            image,
+            report,
+            repair,
+            references,
+            differing: BTreeMap::new(),
+            file_length,
+            rebuild: false,
+            incomplete: false,
+            has_overflown: false,
+        })
     }
 
-    fn corruption(&mut self, text: alloc::string::String) {
+    fn no_references(image: &Qcow2, file_length: u64) -> Result<References> {
+        let most = u32::try_from((1u128 << (1u32 << image.refcount_order())) - 1).unwrap_or(u32::MAX);
+        References::new(image.header.cluster.count(file_length), image.check_bytes, most)
+    }
+
+    async fn run(&mut self) -> Result<()> {
+        self.count_everything().await?;
+        let before = (self.report.leaks, self.report.corruptions);
+        self.compare(Repair::Nothing).await?;
+        if self.repair != Repair::Nothing {
+            self.put_refcounts_right(before).await?;
+        }
+        if self.report.aborted.is_none() {
+            self.check_copied_flags().await?;
+        }
+        Ok(())
+    }
+
+    async fn count_everything(&mut self) -> Result<()> {
+        self.count_fixed_places();
+        self.count_chain_of_tables().await?;
+        self.count_bitmaps().await?;
+        self.count_refcount_structure().await
+    }
+
+    /// Counts anew, after the file was changed.
+    async fn count_again(&mut self) -> Result<()> {
+        self.file_length = self.image.file.info().length;
+        self.references = Self::no_references(self.image, self.file_length)?;
+        self.rebuild = false;
+        self.incomplete = false;
+        let report = &mut self.report;
+        (report.allocated_clusters, report.fragmented_clusters, report.compressed_clusters) = (0, 0, 0);
+        // What can be put right was, the first time.
+        let repair = core::mem::take(&mut self.repair);
+        let counted = self.count_everything().await;
+        self.repair = repair;
+        counted
+    }
+
+    async fn put_refcounts_right(&mut self, before: (u64, u64)) -> Result<()> {
+        if self.rebuild && self.repair.errors() {
+            if self.incomplete {
+                self.report.aborted = Some(Abort { kind: ErrorKind::Io, text: None });
+                return Ok(());
+            }
+            let found = (self.report.leaks, self.report.corruptions);
+            self.report.add(FindingKind::Note, "Rebuilding refcount structure".into());
+            self.rebuild_structure().await?;
+            (self.report.leaks, self.report.corruptions) = (0, 0);
+            self.count_again().await?;
+            let left = (self.report.leaks, self.report.corruptions);
+            let fixed = (self.report.leaks_fixed, self.report.corruptions_fixed);
+            // The old structure is lost space now, and no finding about the image.
+            self.compare(Repair::Leaks).await?;
+            let fresh = self.report.leaks.saturating_sub(left.0);
+            if self.rebuild {
+                let text = "ERROR rebuilt refcount structure is still broken".into();
+                self.report.add(FindingKind::CheckError, text);
+            }
+            self.report.corruptions = left.1;
+            self.report.corruptions_fixed = fixed.1 + found.1.saturating_sub(left.1);
+            self.report.leaks_fixed = fixed.0 + found.0.saturating_sub(left.0);
+            self.report.leaks = left.0 + fresh;
+        } else if self.rebuild {
+            let text = "ERROR need to rebuild refcount structures".into();
+            self.report.add(FindingKind::CheckError, text);
+            self.report.aborted = Some(Abort { kind: ErrorKind::Io, text: None });
+        } else if self.report.leaks > 0 || self.report.corruptions > 0 {
+            (self.report.leaks, self.report.corruptions) = before;
+            self.compare(self.repair).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn corruption(&mut self, text: alloc::string::String) {
         self.report.add(FindingKind::Corruption, text);
     }
 
@@ -161,7 +299,13 @@ impl<'a> Check<'a> {
         for index in first..=last {
             let lost = self.references.add(index, times)?;
             if lost > 0 {
-                let text = alloc::format!("ERROR: overflow cluster offset={:#x}", index << cluster.bits());
+                let mut text = alloc::format!("ERROR: overflow cluster offset={:#x}", index << cluster.bits());
+                if !core::mem::replace(&mut self.has_overflown, true) {
+                    text.push_str(
+                        "\nUse qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean \
+                         copy if the image cannot be opened for writing",
+                    );
+                }
                 self.repeated_corruption(lost, text);
             }
         }
@@ -182,6 +326,7 @@ impl<'a> Check<'a> {
                 .lock()
                 .snapshots
                 .iter()
+                .filter(|snapshot| image.check_snapshot_l1(snapshot).is_ok())
                 .map(|snapshot| Range::new(snapshot.l1_offset, snapshot.l1_entries * 8)),
         );
         places.extend(image.extensions.encryption.map(|(at, len)| Range::new(at, len)));
@@ -193,13 +338,17 @@ impl<'a> Check<'a> {
     }
 
     /// Reads a table of `entries` words piece by piece.
-    async fn words(&mut self, at: u64, entries: u64, what: &str) -> Result<Vec<u64>> {
+    pub(super) async fn words(&mut self, at: u64, entries: u64, what: &str) -> Result<Vec<u64>> {
         let bytes = entries * 8;
+        if bytes == 0 {
+            return Ok(Vec::new());
+        }
         if at.checked_add(bytes).is_none_or(|end| end > self.file_length) {
             self.report.add(
                 FindingKind::CheckError,
                 alloc::format!("ERROR: {what} at {at:#x} reaches beyond the end of the file ({:#x})", self.file_length),
             );
+            self.incomplete = true;
             return Ok(Vec::new());
         }
         let mut words = Vec::with_capacity(entries as usize);
@@ -226,8 +375,12 @@ impl<'a> Check<'a> {
             }
         }
         let snapshots = image.directory.lock().snapshots.clone();
+        if image.header.has_data_file() && !snapshots.is_empty() {
+            self.corruption(alloc::format!("ERROR {} snapshots in image with data file", snapshots.len()));
+        }
         // Snapshots may share one large table of a small file, and each is gone through.
-        let snapshot_bytes: u64 = snapshots.iter().map(|snapshot| snapshot.l1_entries * 8).sum();
+        let bytes = snapshots.iter().map(|snapshot| snapshot.l1_entries * 8).filter(|bytes| *bytes <= MAX_L1_BYTES);
+        let snapshot_bytes: u64 = bytes.sum();
         if snapshot_bytes > image.check_bytes {
             return Err(Error::new(
                 ErrorKind::OverBudget,
@@ -240,9 +393,19 @@ impl<'a> Check<'a> {
         for snapshot in &snapshots {
             if !image.header.cluster.is_aligned(snapshot.l1_offset) {
                 self.corruption(alloc::format!(
-                    "ERROR snapshot {} l1_offset={:#x}: L1 table is not cluster aligned",
+                    "ERROR snapshot {} ({}) l1_offset={:#x}: L1 table is not cluster aligned; snapshot table entry corrupted",
                     snapshot.about.id,
+                    snapshot.about.name,
                     snapshot.l1_offset
+                ));
+                continue;
+            }
+            if snapshot.l1_entries * 8 > MAX_L1_BYTES {
+                self.corruption(alloc::format!(
+                    "ERROR snapshot {} ({}) l1_size={:#x}: L1 table is too large; snapshot table entry corrupted",
+                    snapshot.about.id,
+                    snapshot.about.name,
+                    snapshot.l1_entries
                 ));
                 continue;
             }
@@ -258,14 +421,15 @@ impl<'a> Check<'a> {
         let mut table = vec![0; size as usize];
         for (at, uses) in tables {
             if self.read_table(at, &mut table).await? {
-                self.count_l2_table(at, &table, uses)?;
+                let zeroed = self.count_l2_table(at, &table, uses)?;
+                self.zero_entries(at, &mut table, zeroed, uses).await?;
             }
         }
         Ok(())
     }
 
     /// Reads the part of a table that is in the file; the rest is zero. `false` if there is none.
-    async fn read_table(&self, at: u64, table: &mut [u8]) -> Result<bool> {
+    pub(super) async fn read_table(&self, at: u64, table: &mut [u8]) -> Result<bool> {
         let stored = self.file_length.saturating_sub(at).min(table.len() as u64) as usize;
         let (part, rest) = table.split_at_mut(stored);
         rest.fill(0);
@@ -295,11 +459,13 @@ impl<'a> Check<'a> {
         Ok(Some(at))
     }
 
-    fn count_l2_table(&mut self, at: u64, table: &[u8], uses: TableUse) -> Result<()> {
+    /// Counts what a table refers to. Gives the entries that are better made plain zeroes, if that is to be done.
+    fn count_l2_table(&mut self, at: u64, table: &[u8], uses: TableUse) -> Result<Vec<u64>> {
         let header = &self.image.header;
         let (cluster, extended, external) = (header.cluster, header.is_extended(), header.has_data_file());
         let times = uses.active.saturating_add(uses.snapshots);
         let mut next_offset = None;
+        let mut zeroed = Vec::new();
         for index in 0..header.l2_entries() {
             let entry = L2Entry::read(table, index, extended).unwrap_or_default();
             if entry == L2Entry::default() {
@@ -315,7 +481,7 @@ impl<'a> Check<'a> {
                 if external {
                     self.repeated_corruption(
                         times,
-                        alloc::format!("ERROR: compressed cluster {:#x} in image with external data file", entry.word),
+                        alloc::format!("ERROR compressed cluster {index} with data file, entry={:#x}", entry.word),
                     );
                     continue;
                 }
@@ -346,9 +512,43 @@ impl<'a> Check<'a> {
                 continue;
             }
             let place = L2Place { at, index };
-            self.count_standard(place, entry, uses, &mut next_offset)?;
+            if self.count_standard(place, entry, uses, &mut next_offset)? {
+                zeroed.push(index);
+            }
         }
-        Ok(())
+        Ok(zeroed)
+    }
+
+    /// Makes entries of an L2 table read as zeroes without a cluster of their own.
+    async fn zero_entries(&mut self, at: u64, table: &mut [u8], entries: Vec<u64>, uses: TableUse) -> Result<()> {
+        let header = &self.image.header;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.image.find_tables().await?;
+        if self.image.check_shared_l2_overlap(Range::new(at, header.cluster.size())).is_err() {
+            self.report.add(FindingKind::CheckError, "ERROR: Overlap check failed".into());
+            self.incomplete = true;
+            return Ok(());
+        }
+        let size = header.l2_entry_size();
+        for index in entries {
+            let new = match L2Entry::read(table, index, header.is_extended()) {
+                // What was data reads as zeroes now.
+                Some(old) if header.is_extended() => {
+                    L2Entry { word: 0, bitmap: (old.bitmap | old.bitmap << 32) & !u64::from(u32::MAX) }
+                }
+                _ => L2Entry { word: ZERO, bitmap: 0 },
+            };
+            let start = (index * size) as usize;
+            let Some(place) = table.get_mut(start..start + size as usize) else { continue };
+            new.write(place);
+            self.image.file.write(at + index * size, place, WriteFlags::default()).await?;
+            let times = u64::from(uses.active.saturating_add(uses.snapshots));
+            self.report.corruptions -= times.min(self.report.corruptions);
+            self.report.corruptions_fixed += times;
+        }
+        self.image.file.flush().await
     }
 
     fn count_standard(
@@ -357,7 +557,7 @@ impl<'a> Check<'a> {
         entry: L2Entry,
         uses: TableUse,
         next_offset: &mut Option<u64>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let header = &self.image.header;
         let (cluster, extended, external) = (header.cluster, header.is_extended(), header.has_data_file());
         let host = entry.word & OFFSET_MASK;
@@ -368,24 +568,20 @@ impl<'a> Check<'a> {
                 self.repeated_corruption(
                     times,
                     alloc::format!(
-                        "ERROR: invalid L2 bitmap at {:#x} index {}: {:#018x}",
+                        "ERROR offset={host:x}: Allocated cluster has corrupted subcluster allocation bitmap (L2 table {:#x} \
+                         index {})",
                         place.at,
-                        place.index,
-                        entry.bitmap
+                        place.index
                     ),
                 );
             }
             if entry.host(external).is_none() && entry.bitmap & 0xffff_ffff != 0 {
                 self.repeated_corruption(
                     times,
-                    alloc::format!(
-                        "ERROR: allocated subclusters without a cluster: L2 table {:#x} index {}",
-                        place.at,
-                        place.index
-                    ),
+                    "ERROR: Unallocated cluster has non-zero subcluster allocation map".into(),
                 );
             }
-        } else if entry.word & ZERO != 0 && header.raw.version < 3 {
+        } else if entry.word & ZERO != 0 && self.image.version() < 3 {
             self.repeated_corruption(
                 times,
                 alloc::format!(
@@ -396,15 +592,20 @@ impl<'a> Check<'a> {
             );
         }
         if entry.host(external).is_none() {
-            return Ok(());
+            return Ok(false);
         }
         if !cluster.is_aligned(host) {
             let has_data = if extended { entry.bitmap & 0xffff_ffff != 0 } else { entry.word & ZERO == 0 };
             let what = if has_data { "Data" } else { "Preallocated" };
-            self.repeated_corruption(
-                times,
-                alloc::format!("ERROR offset={host:x}: {what} cluster is not properly aligned; L2 entry corrupted."),
-            );
+            let text = |verb: &str| {
+                alloc::format!("{verb} offset={host:x}: {what} cluster is not properly aligned; L2 entry corrupted.")
+            };
+            if !has_data && self.repair.errors() {
+                self.report.add(FindingKind::Repaired, text("Repairing"));
+                self.report.corruptions += u64::from(times);
+                return Ok(true);
+            }
+            self.repeated_corruption(times, text("ERROR"));
         }
         if uses.active > 0 {
             self.report.allocated_clusters += u64::from(uses.active);
@@ -416,13 +617,13 @@ impl<'a> Check<'a> {
         if !external {
             self.count(Range::new(host, cluster.size()), times)?;
         }
-        Ok(())
+        Ok(false)
     }
 
     async fn count_bitmaps(&mut self) -> Result<()> {
         let image = self.image;
         let Some(extension) = image.extensions.bitmaps else { return Ok(()) };
-        if image.header.raw.autoclear_features & AUTOCLEAR_BITMAPS == 0 {
+        if image.geometry().autoclear & AUTOCLEAR_BITMAPS == 0 {
             return Ok(());
         }
         // The directory was within limits and complete when the image was opened.
@@ -449,7 +650,7 @@ impl<'a> Check<'a> {
     }
 
     /// The refcount table as it is on disk.
-    async fn refcount_table(&mut self) -> Result<(u64, Vec<u64>)> {
+    pub(super) async fn refcount_table(&mut self) -> Result<(u64, Vec<u64>)> {
         let (at, clusters) = self.image.refcounts.lock().await.place();
         let entries = (clusters << self.image.header.cluster.bits()) / 8;
         Ok((at, self.words(at, entries, "the refcount table").await?))
@@ -467,69 +668,18 @@ impl<'a> Check<'a> {
                 self.corruption(alloc::format!(
                     "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
                 ));
+                self.rebuild = true;
             } else if *block >= self.file_length {
                 self.corruption(alloc::format!("ERROR refcount block {index} is outside image"));
+                self.rebuild = true;
             } else {
                 self.count(Range::new(*block, size), 1)?;
                 let count = self.references.get(*block >> self.image.header.cluster.bits());
                 if count != 1 {
                     self.corruption(alloc::format!("ERROR refcount block {index} refcount={count}"));
+                    self.rebuild = true;
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// Compares the stored refcounts with what was counted.
-    async fn compare(&mut self) -> Result<()> {
-        let (_, table) = self.refcount_table().await?;
-        let image = self.image;
-        let (cluster, order) = (image.header.cluster, image.header.raw.refcount_order);
-        let per_block = image.header.refcounts_per_block();
-        let mut bytes = vec![0; cluster.size() as usize];
-        let mut highest = 0;
-        let blocks = self.references.clusters.div_ceil(per_block);
-        for index in 0..blocks {
-            let block = table.get(index as usize).copied().unwrap_or(0) & REFCOUNT_BLOCK_MASK;
-            let first = index * per_block;
-            let end = (first + per_block).min(self.references.clusters);
-            if block >= 1 << 63 {
-                for at in first..end {
-                    self.report.add(FindingKind::CheckError, alloc::format!("Can't get refcount for cluster {at}"));
-                }
-                continue;
-            }
-            let usable = block != 0 && cluster.is_aligned(block) && self.read_table(block, &mut bytes).await?;
-            let stored_anything = usable && !crate::engine::is_zero(&bytes);
-            let mut at = first;
-            while at < end {
-                if !stored_anything && self.references.is_page_empty(at) {
-                    at = (at / PAGE + 1) * PAGE;
-                    continue;
-                }
-                let stored = if usable { refcount(&bytes, at - first, order).unwrap_or(0) } else { 0 };
-                let counted = self.references.get(at);
-                if stored != 0 || counted != 0 {
-                    highest = at;
-                }
-                if stored != counted {
-                    self.references.charge(64)?;
-                    self.differing.insert(at, stored);
-                }
-                if stored > counted {
-                    self.report.add(
-                        FindingKind::Leak,
-                        alloc::format!("Leaked cluster {at} refcount={stored} reference={counted}"),
-                    );
-                } else if stored < counted {
-                    self.corruption(alloc::format!("ERROR cluster {at} refcount={stored} reference={counted}"));
-                }
-                at += 1;
-            }
-        }
-        self.report.image_end_offset = (highest + 1) << cluster.bits();
-        if !self.report.is_clean() {
-            self.report.advice = RepairAdvice::Repair;
         }
         Ok(())
     }
@@ -546,6 +696,14 @@ impl<'a> Check<'a> {
 
     /// An entry's COPIED bit must say whether the stored refcount is exactly one.
     async fn check_copied_flags(&mut self) -> Result<()> {
+        // Flags are put right even if only space is to be given back, for that may have changed them; but only if the
+        // refcounts can be relied on.
+        let report = &self.report;
+        let is_sound = report.check_errors == 0 && report.corruptions == 0 && report.leaks == 0;
+        let repair = self.repair.errors() || self.repair.leaks() && is_sound;
+        if repair {
+            self.image.find_tables().await?;
+        }
         let image = self.image;
         let geometry = image.geometry();
         let (cluster, external) = (image.header.cluster, image.header.has_data_file());
@@ -558,26 +716,59 @@ impl<'a> Check<'a> {
             }
             let count = self.stored(at).await;
             if (count == 1) != (entry & COPIED != 0) {
-                self.corruption(alloc::format!(
-                    "ERROR OFLAG_COPIED L2 cluster: l1_index={l1_index} l1_entry={entry:x} refcount={count}"
-                ));
+                let what = alloc::format!("L2 cluster: l1_index={l1_index} l1_entry={entry:x} refcount={count}");
+                self.flag_finding(repair, &what);
+                if repair {
+                    let word = (entry ^ COPIED).to_be_bytes();
+                    let place = geometry.l1_offset + l1_index as u64 * 8;
+                    image.file.write(place, &word, WriteFlags::default()).await?;
+                }
             }
             if !self.read_table(at, &mut table).await? {
                 continue;
             }
+            let mut changed = 0;
             for index in 0..image.header.l2_entries() {
                 let entry = L2Entry::read(&table, index, image.header.is_extended()).unwrap_or_default();
                 let Some(host) = entry.host(external) else { continue };
                 let count = if external { 1 } else { self.stored(host).await };
                 if (count == 1) != entry.is_copied() {
-                    self.corruption(alloc::format!(
-                        "ERROR OFLAG_COPIED data cluster: l2_entry={:x} refcount={count}",
-                        entry.word
-                    ));
+                    self.flag_finding(
+                        repair,
+                        &alloc::format!("data cluster: l2_entry={:x} refcount={count}", entry.word),
+                    );
+                    if repair {
+                        let size = image.header.l2_entry_size() as usize;
+                        let start = index as usize * size;
+                        let new = L2Entry { word: entry.word ^ COPIED, ..entry };
+                        new.write(table.get_mut(start..start + size).unwrap_or_default());
+                        changed += 1;
+                    }
                 }
             }
+            if changed > 0 && image.check_shared_l2_overlap(Range::new(at, cluster.size())).is_err() {
+                self.report.corruptions_fixed -= changed;
+                self.report.corruptions += changed;
+                self.report.add(
+                    FindingKind::CheckError,
+                    "ERROR: Could not write L2 table; metadata overlap check failed: Input/output error".into(),
+                );
+            } else if changed > 0 {
+                let stored = self.file_length.saturating_sub(at).min(cluster.size()) as usize;
+                image.file.write(at, table.get(..stored).unwrap_or_default(), WriteFlags::default()).await?;
+            }
         }
-        Ok(())
+        if repair { image.file.flush().await } else { Ok(()) }
+    }
+
+    /// Says of a COPIED flag that it is wrong, or that it is put right.
+    fn flag_finding(&mut self, repair: bool, what: &str) {
+        if repair {
+            self.report.add(FindingKind::Repaired, alloc::format!("Repairing OFLAG_COPIED {what}"));
+            self.report.corruptions_fixed += 1;
+        } else {
+            self.corruption(alloc::format!("ERROR OFLAG_COPIED {what}"));
+        }
     }
 }
 

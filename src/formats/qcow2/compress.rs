@@ -34,6 +34,8 @@ impl Qcow2 {
         let host = {
             let mut refcounts = self.lock_refcounts().await;
             self.make_room(&mut refcounts).await?;
+            // The table comes before what it refers to.
+            self.own_l2_table(&mut refcounts, at).await?;
             self.take_bytes(&mut refcounts, len).await?
         };
         // Something else may have been there.

@@ -13,8 +13,9 @@ use crate::formats::qcow2::encryption;
 use crate::formats::qcow2::extension::{BACKING_FORMAT, DATA_FILE, ENCRYPTION, FEATURE_NAMES};
 use crate::formats::qcow2::header::{
     AUTOCLEAR_DATA_FILE_RAW, COMPATIBLE_LAZY_REFCOUNTS, ClusterBits, Encryption, INCOMPATIBLE_COMPRESSION,
-    INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_EXTENDED_L2, KNOWN_FEATURES, MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, RawHeader,
+    INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_EXTENDED_L2, MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES, RawHeader,
 };
+use crate::formats::qcow2::rewrite::{MIN_FEATURE_TABLE_CLUSTER, feature_table};
 use crate::formats::qcow2::table::{refcount_place, set_refcount};
 use crate::node::{Node, Preallocation, Range, Role, WriteFlags};
 use crate::op::{BoxFuture, Op};
@@ -47,15 +48,6 @@ pub(super) const OPTIONS: &[CreateOption] = &[
     option("lazy_refcounts", "bool (on/off)", "Postpone refcount updates"),
     option("preallocation", "str", "Preallocation mode (allowed values: off, metadata, falloc, full)"),
     option("refcount_bits", "num", "Width of a reference count entry in bits"),
-];
-
-/// The options of a change of an image, as QEMU lists them.
-pub(super) const AMEND_OPTIONS: &[CreateOption] = &[
-    option("encrypt.iter-time", "num", "Time to spend in PBKDF in milliseconds"),
-    option("encrypt.keyslot", "num", "Select a single keyslot to modify explicitly"),
-    option("encrypt.new-secret", "str", "New secret to set in the matching keyslots. Empty string to erase"),
-    option("encrypt.old-secret", "str", "Select all keyslots that match this password"),
-    option("encrypt.state", "str", "Select new state of affected keyslots (active/inactive)"),
 ];
 
 /// Zeroes are written in pieces of this many bytes.
@@ -118,7 +110,7 @@ impl Plan {
             .then(|| ClusterBits::new(cluster_size.trailing_zeros()))
             .flatten()
             .ok_or_else(|| Error::invalid("Cluster size must be a power of two between 512 and 2048k"))?;
-        let refcount_bits: u64 = match options.get("refcount_bits") {
+        let refcount_bits: i64 = match options.get("refcount_bits") {
             None => 16,
             Some(bits) => bits.parse().map_err(|_| Error::invalid("Parameter 'refcount_bits' expects a number"))?,
         };
@@ -135,7 +127,11 @@ impl Plan {
                 .ok_or_else(|| Error::new(ErrorKind::TooLarge, "Image size is too large"))?,
             version,
             cluster,
-            refcount_order: if refcount_bits.is_power_of_two() { refcount_bits.trailing_zeros() } else { u32::MAX },
+            refcount_order: if refcount_bits > 0 && refcount_bits.count_ones() == 1 {
+                refcount_bits.trailing_zeros()
+            } else {
+                u32::MAX
+            },
             lazy_refcounts: flag("lazy_refcounts")?,
             extended: flag("extended_l2")?,
             zstd: match options.get("compression_type").map(String::as_str) {
@@ -340,14 +336,8 @@ impl Plan {
             extension(ENCRYPTION, &[places.luks.to_be_bytes(), parameters.header_bytes().to_be_bytes()].concat());
         }
         let room = self.cluster.size() as usize;
-        if self.version >= 3 && room >= 1024 {
-            let mut table = Vec::new();
-            for (kind, bit, name) in KNOWN_FEATURES {
-                table.extend_from_slice(&[*kind, *bit]);
-                table.extend_from_slice(name.as_bytes());
-                table.resize(table.len().next_multiple_of(48), 0);
-            }
-            extension(FEATURE_NAMES, &table);
+        if self.version >= 3 && room >= MIN_FEATURE_TABLE_CLUSTER {
+            extension(FEATURE_NAMES, &feature_table());
         }
         extension(0, &[]);
         let start = raw.header_length as usize;

@@ -14,7 +14,7 @@ use crate::wire::{field_number, field_text};
 
 impl Qcow2 {
     pub(super) fn details(&self) -> Details {
-        let raw = &self.header.raw;
+        let now = self.geometry();
         Details {
             virtual_size: self.geometry().size,
             cluster_size: Some(self.header.cluster.size()),
@@ -23,8 +23,8 @@ impl Qcow2 {
                 Encryption::Aes => Some("aes"),
                 Encryption::Luks => Some("luks"),
             },
-            dirty: raw.incompatible_features & INCOMPATIBLE_DIRTY != 0,
-            corrupt: raw.incompatible_features & INCOMPATIBLE_CORRUPT != 0,
+            dirty: now.incompatible & INCOMPATIBLE_DIRTY != 0,
+            corrupt: now.incompatible & INCOMPATIBLE_CORRUPT != 0,
             backing: self
                 .backing_name
                 .as_ref()
@@ -43,44 +43,40 @@ impl Qcow2 {
 
     /// Properties under QEMU's names, in the order in which it shows them.
     fn specific(&self) -> Vec<(&'static str, Value)> {
-        let raw = &self.header.raw;
-        let compat = if raw.version == 2 { "0.10" } else { "1.1" };
+        let (now, version) = (self.geometry(), self.version());
+        let compat = if version == 2 { "0.10" } else { "1.1" };
         let compression = match self.header.compression {
             Compression::Deflate => "zlib",
             Compression::Zstd => "zstd",
         };
         let mut values =
             vec![("compat", Value::Text(compat.into())), ("compression-type", Value::Text(compression.into()))];
-        if raw.version >= 3 {
-            values.push(("lazy-refcounts", Value::Bool(raw.compatible_features & COMPATIBLE_LAZY_REFCOUNTS != 0)));
+        if version >= 3 {
+            values.push(("lazy-refcounts", Value::Bool(now.compatible & COMPATIBLE_LAZY_REFCOUNTS != 0)));
         }
         if !self.bitmaps.is_empty() {
             values.push(("bitmaps", Value::List(self.bitmaps.iter().map(bitmap_value).collect())));
         }
-        values.push(("refcount-bits", Value::Number(self.header.refcount_bits().into())));
+        values.push(("refcount-bits", Value::Number(1 << self.refcount_order())));
         if self.header.has_data_file() {
             if let Some(name) = &self.extensions.data_file {
                 values.push(("data-file", Value::Text(name.clone())));
             }
-            values.push(("data-file-raw", Value::Bool(self.header.is_data_file_raw())));
+            values.push(("data-file-raw", Value::Bool(self.is_data_file_raw())));
         }
         if !self.crypt.is_none() {
             values.push(("encrypt", Value::Object(self.crypt.describe())));
         }
-        if raw.version >= 3 {
-            values.push(("corrupt", Value::Bool(raw.incompatible_features & INCOMPATIBLE_CORRUPT != 0)));
+        if version >= 3 {
+            values.push(("corrupt", Value::Bool(now.incompatible & INCOMPATIBLE_CORRUPT != 0)));
             values.push(("extended-l2", Value::Bool(self.header.is_extended())));
         }
         values
     }
 
     fn features(&self) -> Vec<Feature> {
-        let raw = &self.header.raw;
-        let kinds = [
-            ("incompatible", raw.incompatible_features),
-            ("compatible", raw.compatible_features),
-            ("autoclear", raw.autoclear_features),
-        ];
+        let now = self.geometry();
+        let kinds = [("incompatible", now.incompatible), ("compatible", now.compatible), ("autoclear", now.autoclear)];
         let mut features = Vec::new();
         for (number, (kind, bits)) in (0u8..).zip(kinds) {
             for bit in (0..64u8).filter(|bit| bits >> bit & 1 == 1) {

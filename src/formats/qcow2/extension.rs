@@ -68,7 +68,7 @@ impl Extensions {
     pub fn parse(bytes: &[u8], start: u64) -> Result<Self> {
         let mut extensions = Extensions::default();
         let mut rest = bytes;
-        while rest.len() >= 8 {
+        while !rest.is_empty() {
             let at = start + (bytes.len() - rest.len()) as u64;
             let (after, (kind, len)) = header(rest).map_err(|_| too_large(at, 0))?;
             if kind == 0 {
@@ -89,7 +89,7 @@ impl Extensions {
             DATA_FILE => self.data_file = Some(text()),
             FEATURE_NAMES => {
                 self.feature_names = data
-                    .chunks_exact(48)
+                    .chunks(48)
                     .filter_map(|entry| {
                         let (kind, bit, name) = (*entry.first()?, *entry.get(1)?, entry.get(2..)?);
                         let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());

@@ -17,6 +17,8 @@ pub const MAX_L1_BYTES: u64 = 32 << 20;
 pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// Most internal snapshots in an image that is opened.
 pub const MAX_SNAPSHOTS: u32 = 65536;
+/// Length of the shortest entry of a table of snapshots.
+const MIN_SNAPSHOT_BYTES: u64 = 40;
 /// Longest backing file name in bytes.
 pub const MAX_BACKING_NAME: u32 = 1023;
 
@@ -136,6 +138,16 @@ pub enum Problem {
     Features {
         /// Their names, from the image's own table where it has them.
         names: String,
+    },
+    /// The metadata contradicts itself, so that nothing more may be written.
+    #[error("{what}: {found:#x} stands there, expected {expected}")]
+    Impossible {
+        /// What is wrong, in QEMU's words.
+        what: String,
+        /// What stands there.
+        found: u64,
+        /// What is allowed.
+        expected: &'static str,
     },
     /// A table entry has a value that is not allowed.
     #[error("{table} entry {index} is {found:#018x}, expected {expected}")]
@@ -384,7 +396,8 @@ impl Header {
         if raw.nb_snapshots > MAX_SNAPSHOTS {
             return field("nb_snapshots", 60, raw.nb_snapshots.into(), "at most 65536", "Snapshot table too large");
         }
-        if !cluster.is_aligned(raw.snapshots_offset) {
+        let table_end = raw.snapshots_offset.checked_add(u64::from(raw.nb_snapshots) * MIN_SNAPSHOT_BYTES);
+        if !cluster.is_aligned(raw.snapshots_offset) || table_end.is_none_or(|end| end > i64::MAX as u64) {
             return field(
                 "snapshots_offset",
                 64,

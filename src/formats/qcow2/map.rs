@@ -7,6 +7,7 @@ use crate::codec;
 use crate::engine::InPlace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::{ClusterBits, Compression, Encryption, MAX_HOST_OFFSET, Problem};
+use crate::formats::qcow2::health::{hex, impossible};
 use crate::formats::qcow2::table::{COPIED, L2Entry, Mapping, OFFSET_MASK, SUBCLUSTERS, word};
 use crate::formats::qcow2::{Geometry, L1_TABLE, L2_TABLE, PIECE_BYTES, Qcow2};
 use crate::node::{Extent, Host, Range, ReadFlags, State};
@@ -56,6 +57,10 @@ impl Qcow2 {
         let offset = entry & OFFSET_MASK;
         if self.header.cluster.is_aligned(offset) && entry & !(OFFSET_MASK | COPIED) == 0 {
             return Ok(entry);
+        }
+        if !self.header.cluster.is_aligned(offset) {
+            let what = alloc::format!("L2 table offset {} unaligned (L1 index: {})", hex(offset), hex(index));
+            return Err(impossible(what, entry, "a multiple of the cluster size", geometry.l1_offset + index * 8));
         }
         Err(Problem::Entry { table: "L1", index, found: entry, expected: "a multiple of the cluster size" }
             .corrupt_at(geometry.l1_offset + index * 8))
@@ -120,10 +125,10 @@ impl Qcow2 {
                 Ok(mapping) => mapping,
                 // What is in front of a wrong entry can be used.
                 Err(_) if run.len > 0 => break,
-                Err((found, expected)) => {
+                Err(wrong) => {
                     let index = unit / units.per_cluster;
-                    return Err(Problem::Entry { table: "L2", index, found, expected }
-                        .corrupt_at(l2_at + index * self.header.l2_entry_size()));
+                    let guest = at - within_cluster;
+                    return Err(wrong.error(l2_at, index, guest, self.header.l2_entry_size()));
                 }
             };
             if within_cluster == 0 && matches!(run.state, State::Compressed { .. }) {
@@ -291,17 +296,18 @@ impl Units {
             per_table: header.l2_entries() * per_cluster,
             extended,
             external: header.has_data_file(),
-            version: header.raw.version,
+            version: image.version(),
             cluster: header.cluster,
         }
     }
 
     /// What the table says about a unit of the cluster at `guest`, or the entry and what was expected of it.
-    fn mapping(&self, table: &[u8], unit: u64, guest: u64) -> core::result::Result<Mapping, (u64, &'static str)> {
+    fn mapping(&self, table: &[u8], unit: u64, guest: u64) -> core::result::Result<Mapping, Wrong> {
+        let wrong = |why, found| Err(Wrong { why, found });
         let entry = L2Entry::read(table, unit / self.per_cluster, self.extended).unwrap_or_default();
         let mapping = if self.extended {
             let sub = (unit % self.per_cluster) as u32;
-            entry.sub_mapping(sub, self.cluster, self.external).ok_or((entry.bitmap, "consistent subcluster bits"))?
+            entry.sub_mapping(sub, self.cluster, self.external).ok_or(Wrong { why: Why::Bits, found: entry.bitmap })?
         } else {
             entry.mapping(self.cluster, self.external)
         };
@@ -309,20 +315,73 @@ impl Units {
             Mapping::Data { host } | Mapping::Zero { host: Some(host) } | Mapping::Unallocated { host: Some(host) }
                 if self.external && host != guest =>
             {
-                Err((entry.word, "the guest offset, where an external data file has it"))
+                wrong(Why::Elsewhere, entry.word)
             }
-            Mapping::Data { host } | Mapping::Zero { host: Some(host) } if !self.cluster.is_aligned(host) => {
-                Err((entry.word, "a multiple of the cluster size"))
+            Mapping::Data { host } | Mapping::Zero { host: Some(host) } | Mapping::Unallocated { host: Some(host) }
+                if !self.cluster.is_aligned(host) =>
+            {
+                wrong(Why::Unaligned, entry.word)
             }
-            Mapping::Compressed { .. } if self.external => {
-                Err((entry.word, "no compressed cluster with an external data file"))
-            }
-            Mapping::Zero { .. } if self.version < 3 => Err((entry.word, "no zero flag before version 3")),
+            Mapping::Compressed { .. } if self.external => wrong(Why::Compressed, entry.word),
+            Mapping::Zero { .. } if self.version < 3 => wrong(Why::ZeroBeforeVersion3, entry.word),
             Mapping::Compressed { host, stored } if host + u64::from(stored) > MAX_HOST_OFFSET => {
-                Err((entry.word, "a host offset below 2^56"))
+                wrong(Why::Beyond, entry.word)
             }
             mapping => Ok(mapping),
         }
+    }
+}
+
+/// An L2 entry that cannot be, and why.
+struct Wrong {
+    why: Why,
+    found: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Why {
+    Bits,
+    Elsewhere,
+    Unaligned,
+    Compressed,
+    ZeroBeforeVersion3,
+    Beyond,
+}
+
+impl Wrong {
+    /// The error for the entry at `index` of the table at `table`, which maps guest offset `guest`.
+    fn error(&self, table: u64, index: u64, guest: u64, entry_size: u64) -> Error {
+        let place = alloc::format!("(L2 offset: {}, L2 index: {})", hex(table), hex(index));
+        let host = self.found & OFFSET_MASK;
+        let (what, expected) = match self.why {
+            Why::Bits => (alloc::format!("Invalid cluster entry found {place}"), "consistent subcluster bits"),
+            Why::Elsewhere => (
+                alloc::format!(
+                    "External data file host cluster offset {} does not match guest cluster offset: {}, L2 index: {})",
+                    hex(host),
+                    hex(guest),
+                    hex(index)
+                ),
+                "the guest offset, where an external data file has it",
+            ),
+            Why::Unaligned => (
+                alloc::format!("Cluster allocation offset {} unaligned {place}", hex(host)),
+                "a multiple of the cluster size",
+            ),
+            Why::Compressed => (
+                alloc::format!("Compressed cluster entry found in image with external data file {place}"),
+                "no compressed cluster with an external data file",
+            ),
+            Why::ZeroBeforeVersion3 => {
+                (alloc::format!("Zero cluster entry found in pre-v3 image {place}"), "no zero flag before version 3")
+            }
+            Why::Beyond => {
+                let entry =
+                    Problem::Entry { table: "L2", index, found: self.found, expected: "a host offset below 2^56" };
+                return entry.corrupt_at(table + index * entry_size);
+            }
+        };
+        impossible(what, self.found, expected, table + index * entry_size)
     }
 }
 

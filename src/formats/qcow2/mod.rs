@@ -4,6 +4,7 @@
 //! `metadata` (what must not be overwritten), `change` (everything that alters the mapping), `compress`, `check`, `create`,
 //! `describe`, `encryption`, `resize`, `rewrite`, `snapshots`.
 
+mod amend;
 mod change;
 mod check;
 mod compress;
@@ -12,26 +13,30 @@ mod describe;
 mod encryption;
 pub mod extension;
 pub mod header;
+mod health;
 mod map;
 mod measure;
 mod metadata;
 mod open;
+mod rebuild;
 mod refcount;
 mod resize;
 mod rewrite;
+mod settings;
 mod snapshot;
 mod snapshots;
+mod snapshots_check;
 pub mod table;
 
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::cache::{Cache, Level, LevelEvents};
 use crate::describe::{Bitmap, Details, SnapshotChoice};
 use crate::drivers::{Driver, Evidence, Probe};
-use crate::engine::{Allocation, AmendRequest, CheckReport, Format, InPlace, SnapshotChange};
+use crate::engine::{Allocation, AmendRequest, CheckReport, Format, InPlace, Repair, SnapshotChange};
 use crate::error::Result;
 use crate::event::Event;
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
@@ -41,8 +46,10 @@ use crate::sync::{Lock, Mutex};
 use encryption::Crypt;
 use extension::Extensions;
 use header::Header;
+use health::Health;
 use metadata::Metadata;
 use refcount::Refcounts;
+use settings::Settings;
 use snapshot::Directory;
 
 /// The driver.
@@ -53,8 +60,8 @@ pub static DRIVER: Driver = Driver {
     create: if cfg!(feature = "write") { Some(create::create) } else { None },
     create_options: create::OPTIONS,
     measure: if cfg!(feature = "write") { Some(measure::measure) } else { None },
-    open_options: open::OPTIONS,
-    amend_options: create::AMEND_OPTIONS,
+    open_options: settings::OPTIONS,
+    amend_options: amend::OPTIONS,
 };
 
 /// The order in which tables reach the disk.
@@ -83,13 +90,17 @@ fn probe(probe: &Probe<'_>) -> Option<Evidence> {
     })
 }
 
-/// Where the active L1 table and the refcount table are, and the size of the disk.
+/// What the header says and may come to say otherwise: where the active L1 table and the refcount table are, the size of
+/// the disk, and feature bits.
 #[derive(Clone, Copy, Debug)]
 struct Geometry {
     l1_offset: u64,
     l1_entries: u64,
     refcount_table: Range,
     size: u64,
+    incompatible: u64,
+    compatible: u64,
+    autoclear: u64,
 }
 
 /// An open qcow2 image.
@@ -103,6 +114,14 @@ struct Qcow2 {
     bitmaps: Vec<Bitmap>,
     crypt: Crypt,
     geometry: Mutex<Geometry>,
+    version: AtomicU32,
+    refcount_order: AtomicU32,
+    settings: Settings,
+    /// Whether the image is open for writing.
+    writable: bool,
+    /// Whether it was opened only to be checked, whatever is wrong with it.
+    for_check: bool,
+    health: Health,
     metadata: Metadata,
     cache: Cache,
     refcounts: Lock<Refcounts>,
@@ -110,8 +129,6 @@ struct Qcow2 {
     changing: AtomicBool,
     /// Whether `geometry` is that of a snapshot.
     at_snapshot: bool,
-    /// Whether free clusters are given back to the host.
-    pass_discard: bool,
     expanded_bytes: usize,
     check_bytes: u64,
     /// Recently expanded compressed cluster: host offset and contents.
@@ -133,7 +150,21 @@ impl Qcow2 {
     }
 
     fn is_lazy(&self) -> bool {
-        self.header.raw.compatible_features & header::COMPATIBLE_LAZY_REFCOUNTS != 0
+        let by_header = || self.geometry().compatible & header::COMPATIBLE_LAZY_REFCOUNTS != 0;
+        self.version() >= 3 && self.settings.lazy_refcounts.unwrap_or_else(by_header)
+    }
+
+    fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    fn refcount_order(&self) -> u32 {
+        self.refcount_order.load(Ordering::Acquire)
+    }
+
+    /// Whether there is an external data file that is a raw image of the disk.
+    fn is_data_file_raw(&self) -> bool {
+        self.header.has_data_file() && self.geometry().autoclear & header::AUTOCLEAR_DATA_FILE_RAW != 0
     }
 
     fn has_backing(&self) -> bool {
@@ -151,7 +182,7 @@ impl Format for Qcow2 {
             length: self.geometry().size,
             cluster_size: Some(self.header.cluster.size() as u32),
             read_only: self.file.info().read_only,
-            fast_zeroes: self.header.raw.version >= 3 || !self.has_backing(),
+            fast_zeroes: self.version() >= 3 || !self.has_backing(),
             zero_init: !self.has_backing(),
             ..NodeInfo::plain(0)
         }
@@ -167,8 +198,8 @@ impl Format for Qcow2 {
 
     fn map<'a>(&'a self, range: Range, _want: Want) -> Op<'a, Extent> {
         match self.map_cached(range) {
-            Some(result) => Op::Ready(result),
-            None => Op::future(self.map_loading(range)),
+            Some(Ok(extent)) => Op::ok(extent),
+            _ => Op::future(self.watch_reading(self.map_loading(range))),
         }
     }
 
@@ -179,26 +210,26 @@ impl Format for Qcow2 {
     fn in_place<'a>(&'a self, range: Range) -> Op<'a, InPlace> {
         if_writing(|| {
             let known = self.changing.load(Ordering::Acquire).then(|| self.in_place_cached(range)).flatten();
-            if let Some(result) = known {
-                return Op::Ready(result);
+            if let Some(Ok(place)) = known {
+                return Op::ok(place);
             }
-            Op::future(async move {
+            Op::future(self.watch(async move {
                 self.begin_changing().await?;
                 self.in_place_loading(range).await
-            })
+            }))
         })
     }
 
     fn prepare<'a>(&'a self, range: Range) -> Op<'a, Allocation> {
-        if_writing(|| Op::future(self.prepare_write(range)))
+        if_writing(|| Op::future(self.watch(self.prepare_write(range))))
     }
 
     fn commit<'a>(&'a self, allocation: &'a Allocation) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.commit_write(allocation)))
+        if_writing(|| Op::future(self.watch(self.commit_write(allocation))))
     }
 
     fn abandon<'a>(&'a self, allocation: &'a Allocation) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.abandon_write(allocation)))
+        if_writing(|| Op::future(self.watch(self.abandon_write(allocation))))
     }
 
     fn compress(&self, cluster: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -206,7 +237,7 @@ impl Format for Qcow2 {
     }
 
     fn store_compressed<'a>(&'a self, at: u64, compressed: &'a [u8]) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.store_cluster(at, compressed)))
+        if_writing(|| Op::future(self.watch(self.store_cluster(at, compressed))))
     }
 
     fn stores_compressed(&self) -> bool {
@@ -219,7 +250,7 @@ impl Format for Qcow2 {
     }
 
     fn reserve_vm_state<'a>(&'a self, end: u64) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.reserve_l1(end)))
+        if_writing(|| Op::future(self.watch(self.reserve_l1(end))))
     }
 
     fn is_encrypted(&self) -> bool {
@@ -238,48 +269,52 @@ impl Format for Qcow2 {
         self.crypt.decrypt(host, guest, bytes)
     }
 
-    fn amend<'a>(&'a self, request: &'a AmendRequest) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.change_properties(request)))
-    }
-
     fn zero_granularity(&self) -> u64 {
         self.header.cluster.size() / if self.header.is_extended() { table::SUBCLUSTERS } else { 1 }
     }
 
     fn zero<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.zero_range(range, flags)))
+        if_writing(|| Op::future(self.watch(self.zero_range(range, flags))))
     }
 
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.discard_range(range)))
+        if_writing(|| Op::future(self.watch(self.discard_range(range))))
     }
 
     fn flush<'a>(&'a self) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.flush_all()))
+        if_writing(|| Op::future(self.watch(self.flush_all())))
     }
 
     fn close<'a>(&'a self) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.end_changing()))
+        if_writing(|| Op::future(self.watch_closing(self.end_changing())))
     }
 
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.resize_disk(length, preallocation)))
+        if_writing(|| Op::future(self.watch(self.resize_disk(length, preallocation))))
     }
 
     fn reserve<'a>(&'a self, length: u64) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.reserve_disk(length)))
+        if_writing(|| Op::future(self.watch(self.reserve_disk(length))))
+    }
+
+    fn amend<'a>(&'a self, request: &'a AmendRequest) -> Op<'a, ()> {
+        if_writing(|| Op::future(self.watch(self.change_properties(request))))
+    }
+
+    fn finish_amend<'a>(&'a self, request: &'a AmendRequest) -> Op<'a, ()> {
+        if_writing(|| Op::future(self.watch(self.finish_changing_properties(request))))
     }
 
     fn set_backing<'a>(&'a self, backing: Option<(&'a str, Option<&'a str>)>) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.rewrite_backing(backing)))
+        if_writing(|| Op::future(self.watch(self.rewrite_backing(backing))))
     }
 
     fn make_empty<'a>(&'a self) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.drop_everything()))
+        if_writing(|| Op::future(self.watch(self.drop_everything())))
     }
 
     fn snapshot<'a>(&'a self, change: &'a SnapshotChange) -> Op<'a, ()> {
-        if_writing(|| Op::future(self.change_snapshots(change)))
+        if_writing(|| Op::future(self.watch(self.change_snapshots(change))))
     }
 
     fn clusters_in_use<'a>(&'a self, enough: u64) -> Op<'a, u64> {
@@ -294,7 +329,7 @@ impl Format for Qcow2 {
         Ok(self.details())
     }
 
-    fn check<'a>(&'a self) -> Op<'a, CheckReport> {
-        Op::future(self.check_all())
+    fn check<'a>(&'a self, repair: Repair) -> Op<'a, CheckReport> {
+        Op::future(self.watch(self.check_all(repair)))
     }
 }

@@ -5,26 +5,25 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicBool;
+use core::sync::atomic::{AtomicBool, AtomicU32};
 
 use crate::cache::Cache;
 use crate::describe::Bitmap;
-use crate::drivers::{OpenContext, OpenedFormat, backing_reference};
+use crate::drivers::{OpenContext, OpenOptions, OpenedFormat, backing_reference};
 use crate::engine::byte_granular;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::extension::{Extensions, directory_entry};
 use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, Problem};
+use crate::formats::qcow2::health::Health;
 use crate::formats::qcow2::metadata::Metadata;
 use crate::formats::qcow2::refcount::Refcounts;
+use crate::formats::qcow2::settings::Settings;
 use crate::formats::qcow2::{Geometry, Qcow2, encryption::Crypt, snapshot};
 use crate::node::{Node, Range, ReadFlags, Role};
 use crate::op::BoxFuture;
 use crate::options::Options;
 use crate::policy::Reference;
 use crate::sync::{Lock, Mutex};
-
-/// Options of an image that is opened. Those about caches and discards are hints and have no effect.
-pub(super) const OPTIONS: &[&str] = &["data-file", "data-file.filename", "encrypt.format", "encrypt.key-secret"];
 
 /// Most persistent bitmaps.
 const MAX_BITMAPS: u32 = 65535;
@@ -46,7 +45,11 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
     let length = file.info().length;
     let mut head = vec![0; length.min(4096) as usize];
     file.read(0, &mut head, ReadFlags::default()).await?;
-    let header = Header::parse(&head, length)?;
+    let mut known = head.clone();
+    // A check finds out for itself what snapshots there are, and whether there is a refcount table.
+    let clusters = options.for_check.then(|| forgive(&mut known)).flatten();
+    let mut header = Header::parse(&known, length)?;
+    header.raw.refcount_table_clusters = clusters.unwrap_or(header.raw.refcount_table_clusters);
     let cluster_bytes = header.cluster.size().min(length);
     if cluster_bytes > head.len() as u64 {
         let known = head.len();
@@ -58,10 +61,12 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
     let extensions = parse_extensions(&header, &head)?;
     header.check_features(&extensions.feature_names)?;
     let raw = &header.raw;
-    if !options.read_only {
+    let raw_dirty = raw.incompatible_features & INCOMPATIBLE_DIRTY != 0;
+    if !options.read_only && !options.for_check {
         check_writable(&header)?;
     }
     let backing_name = backing_name(&header, &head)?;
+    let settings = Settings::new(&options.driver_options, &header, options.image.discard)?;
     let directory = snapshot::read_table(&*file, &header).await?;
     let bitmaps = read_bitmaps(&*file, &header, &extensions).await?;
     let crypt = Crypt::open(&file, &header, &extensions, options).await?;
@@ -80,13 +85,21 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
                 u64::from(raw.refcount_table_clusters) << header.cluster.bits(),
             ),
             size: raw.size,
+            incompatible: raw.incompatible_features,
+            compatible: raw.compatible_features,
+            autoclear: raw.autoclear_features,
         }),
+        version: AtomicU32::new(raw.version),
+        refcount_order: AtomicU32::new(raw.refcount_order),
+        settings,
+        writable: !options.read_only,
+        for_check: options.for_check,
+        health: Health::new(options.report.clone()),
         metadata: Metadata::new(&header, &extensions, &directory),
         refcounts: Lock::new(Refcounts::new(raw.refcount_table_offset, raw.refcount_table_clusters.into())),
-        cache: Cache::new(options.budgets.metadata_bytes.max(8 * header.cluster.size() as usize), super::TABLE_EVENTS),
+        cache: Cache::new(cache_bytes(options, &settings, &header), super::TABLE_EVENTS),
         changing: AtomicBool::new(false),
         at_snapshot: false,
-        pass_discard: options.image.discard,
         expanded_bytes: options.budgets.expanded_bytes,
         check_bytes: options.budgets.check_bytes,
         expanded: Mutex::new(None),
@@ -99,7 +112,29 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         bitmaps,
         crypt,
     };
+    if raw_dirty && !options.read_only && !options.for_check {
+        format.repair_dirty().await?;
+    }
     Ok((format, backing))
+}
+
+/// How many bytes of tables are kept in memory.
+fn cache_bytes(options: &OpenOptions, settings: &Settings, header: &Header) -> usize {
+    let most = options.budgets.metadata_bytes;
+    let wanted = settings.cache_bytes.map_or(most, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX).min(most));
+    wanted.max(8 * header.cluster.size() as usize)
+}
+
+/// Leaves out of a header what a check can do without: the snapshots, and the size of a refcount table that there is
+/// none of, which is returned.
+fn forgive(head: &mut [u8]) -> Option<u32> {
+    head.get_mut(60..72)?.fill(0);
+    let clusters = head.get_mut(56..60)?;
+    if clusters != [0; 4] {
+        return None;
+    }
+    clusters.copy_from_slice(&1u32.to_be_bytes());
+    Some(0)
 }
 
 fn parse_extensions(header: &Header, head: &[u8]) -> Result<Extensions> {
@@ -120,12 +155,6 @@ fn check_writable(header: &Header) -> Result<()> {
     if bits & INCOMPATIBLE_CORRUPT != 0 {
         return refuse("Image is corrupt; cannot be opened read/write. Open it read-only to save what can be read")
             .map_err(|error: Error| error.with_headline("qcow2: Image is corrupt; cannot be opened read/write"));
-    }
-    if bits & INCOMPATIBLE_DIRTY != 0 {
-        return refuse(
-            "the image was not closed cleanly (dirty bit), so its refcounts may be wrong; it can be read, and written after \
-             a repair with 'qemu-img check -r all'",
-        );
     }
     Ok(())
 }
@@ -150,7 +179,7 @@ async fn open_data_file(
     file: &dyn Node,
     extensions: &Extensions,
     from: &str,
-    options: &crate::drivers::OpenOptions,
+    options: &OpenOptions,
 ) -> Result<Arc<dyn Node>> {
     if let Some(node) = options.child("data-file") {
         return Ok(node.clone());
@@ -158,7 +187,8 @@ async fn open_data_file(
     let overridden =
         options.driver_options.get("data-file.filename").or_else(|| options.driver_options.get("data-file"));
     let Some(name) = overridden.or(extensions.data_file.as_ref()) else {
-        return Err(Error::invalid("'data-file' is required for this image: it has no name of its external data file"));
+        return Err(Error::invalid("'data-file' is required for this image: it has no name of its external data file")
+            .with_headline("'data-file' is required for this image"));
     };
     let reference = Reference {
         name: name.clone(),
@@ -169,7 +199,10 @@ async fn open_data_file(
         options: Options::new(),
     };
     let node = options.gate.open(&reference).await.map_err(|error| {
-        Error::new(error.kind(), alloc::format!("Could not open the external data file: {error}")).at_path(from)
+        let headline = alloc::format!("Could not open '{name}': {}", error.kind().reason());
+        Error::new(error.kind(), alloc::format!("Could not open the external data file: {error}"))
+            .at_path(from)
+            .with_headline(headline)
     })?;
     let identity = node.identity();
     if !identity.is_empty() && identity == file.identity() {

@@ -7,11 +7,41 @@ use alloc::vec::Vec;
 use crate::cache::Level;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, announce};
-use crate::formats::qcow2::header::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, Problem};
+use crate::formats::qcow2::header::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES};
+use crate::formats::qcow2::health::{hex, impossible, prevented};
 use crate::formats::qcow2::table::{refcount, refcount_place, set_refcount, word};
 use crate::formats::qcow2::{L2_TABLE, PIECE_BYTES, Qcow2, REFCOUNT_BLOCK, REFCOUNT_TABLE};
 use crate::node::{Range, ReadFlags, WriteFlags};
 use crate::sync::LockGuard;
+
+/// What clusters are taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// An L2 table.
+    L2Table,
+    /// Compressed data.
+    Compressed,
+    /// Guest data, or another table.
+    Data,
+}
+
+impl Purpose {
+    /// What an allocation at the place of the header is called, if that is noticed before anything is written.
+    fn name(self) -> Option<&'static str> {
+        match self {
+            Purpose::L2Table => Some("L2 table"),
+            Purpose::Compressed => Some("compressed cluster"),
+            Purpose::Data => None,
+        }
+    }
+}
+
+/// A cluster that lost a reference.
+#[derive(Clone, Copy, Debug)]
+struct Freed {
+    host: u64,
+    is_guest: bool,
+}
 
 /// Place of the refcount table, where to look for free clusters, and what waits to be given back.
 #[derive(Debug)]
@@ -23,12 +53,37 @@ pub(super) struct Refcounts {
     /// Where the next compressed cluster goes: behind the one before, in a host cluster that they share. 0 if nowhere.
     compressed_end: u64,
     /// Clusters that nothing refers to any more, once the tables that say so are on disk.
-    unreferenced: Vec<u64>,
+    unreferenced: Vec<Freed>,
+    /// Whether free clusters are given back to the host, if that is not as usual.
+    pass_discards: Option<bool>,
 }
 
 impl Refcounts {
     pub(super) fn new(table_offset: u64, table_clusters: u64) -> Self {
-        Refcounts { table_offset, table_clusters, first_free: 0, compressed_end: 0, unreferenced: Vec::new() }
+        Refcounts {
+            table_offset,
+            table_clusters,
+            first_free: 0,
+            compressed_end: 0,
+            unreferenced: Vec::new(),
+            pass_discards: None,
+        }
+    }
+
+    /// Says whether clusters that become free from now on are given back to the host; `None` for as usual.
+    pub(super) fn pass_discards(&mut self, pass: Option<bool>) {
+        self.pass_discards = pass;
+    }
+
+    /// Notes that the refcount structure is another one now.
+    pub(super) fn replace(&mut self, table_offset: u64, table_clusters: u64) {
+        *self = Refcounts::new(table_offset, table_clusters);
+    }
+
+    /// Looks for free clusters from the start again.
+    pub(super) fn look_again(&mut self) {
+        self.first_free = 0;
+        self.compressed_end = 0;
     }
 
     /// Offset and clusters of the refcount table.
@@ -36,9 +91,19 @@ impl Refcounts {
         (self.table_offset, self.table_clusters)
     }
 
-    /// Notes that the cluster at `host` lost a reference.
+    /// Notes that the cluster at `host`, which holds a table, lost a reference.
     pub(super) fn release(&mut self, host: u64) {
-        self.unreferenced.push(host);
+        self.unreferenced.push(Freed { host, is_guest: false });
+    }
+
+    /// Notes that the cluster at `host`, which holds guest data, lost a reference.
+    pub(super) fn release_data(&mut self, host: u64) {
+        self.unreferenced.push(Freed { host, is_guest: true });
+    }
+
+    /// How many clusters wait to be given back.
+    pub(super) fn count_unreferenced(&self) -> u64 {
+        self.unreferenced.len() as u64
     }
 
     pub(super) fn has_unreferenced(&self) -> bool {
@@ -47,12 +112,13 @@ impl Refcounts {
 }
 
 impl Qcow2 {
-    fn refcounts_per_block(&self) -> u64 {
-        self.header.refcounts_per_block()
+    /// Refcounts in a refcount block.
+    pub(super) fn refcounts_per_block(&self) -> u64 {
+        (self.header.cluster.size() * 8) >> self.refcount_order()
     }
 
     /// Offset of the refcount block with that index; 0 if there is none. Loads what it needs.
-    async fn block_offset(&self, refcounts: &Refcounts, index: u64) -> Result<u64> {
+    pub(super) async fn block_offset(&self, refcounts: &Refcounts, index: u64) -> Result<u64> {
         let entries = (refcounts.table_clusters << self.header.cluster.bits()) / 8;
         if index >= entries {
             return Ok(0);
@@ -62,8 +128,8 @@ impl Qcow2 {
         if self.header.cluster.is_aligned(entry) && entry < MAX_HOST_OFFSET {
             return Ok(entry);
         }
-        Err(Problem::Entry { table: "refcount table", index, found: entry, expected: "a multiple of the cluster size" }
-            .corrupt_at(refcounts.table_offset + index * 8))
+        let what = alloc::format!("Refblock offset {} unaligned (reftable index: {})", hex(entry), hex(index));
+        Err(impossible(what, entry, "a multiple of the cluster size", refcounts.table_offset + index * 8))
     }
 
     /// The refcount that is stored for the cluster at `host`.
@@ -75,14 +141,14 @@ impl Qcow2 {
             return Ok(0);
         }
         self.load_block(block).await?;
-        let (index, order) = (cluster % self.refcounts_per_block(), self.header.raw.refcount_order);
+        let (index, order) = (cluster % self.refcounts_per_block(), self.refcount_order());
         Ok(self.cache.peek(block, |bytes| refcount(bytes, index, order)).flatten().unwrap_or(0))
     }
 
     /// How many clusters of the file are referred to, counted until there are `enough`.
     pub(super) async fn count_referenced(&self, enough: u64) -> Result<u64> {
         let refcounts = self.lock_refcounts().await;
-        let (per_block, order) = (self.refcounts_per_block(), self.header.raw.refcount_order);
+        let (per_block, order) = (self.refcounts_per_block(), self.refcount_order());
         let clusters = self.header.cluster.count(self.file.info().length);
         let mut found = 0;
         for index in 0..clusters.div_ceil(per_block) {
@@ -112,7 +178,7 @@ impl Qcow2 {
         Ok((at, ((index * 8 - piece) / 8) as usize))
     }
 
-    async fn load_block(&self, at: u64) -> Result<()> {
+    pub(super) async fn load_block(&self, at: u64) -> Result<()> {
         self.cache.hold(&*self.file, at, self.header.cluster.size() as usize, REFCOUNT_BLOCK).await
     }
 
@@ -134,6 +200,9 @@ impl Qcow2 {
         }
         // Without a block every cluster it would describe is free: the block takes the first of them.
         let at = (index * self.refcounts_per_block()) << self.header.cluster.bits();
+        if at == 0 {
+            return Err(prevented("Preventing invalid allocation of refcount block at offset 0".into(), at));
+        }
         self.check_overlap(Range::new(at, self.header.cluster.size()))?;
         self.add_block(refcounts, index, at, self.block_with_used(1)).await?;
         Ok(at)
@@ -143,14 +212,14 @@ impl Qcow2 {
     async fn add_block(&self, refcounts: &Refcounts, index: u64, at: u64, block: Vec<u8>) -> Result<()> {
         let (piece, within) = self.load_table_piece(refcounts, index).await?;
         self.cache.insert(at, block.into_boxed_slice(), REFCOUNT_BLOCK);
-        self.metadata.add(at);
+        self.metadata.add_block(at);
         self.cache.modify(piece, within * 8, 8, |place| place.copy_from_slice(&at.to_be_bytes()));
         Ok(())
     }
 
     /// A block in which the first clusters have one user each, at most as many as it describes.
     fn block_with_used(&self, used: u64) -> Vec<u8> {
-        let order = self.header.raw.refcount_order;
+        let order = self.refcount_order();
         let mut block = vec![0; self.header.cluster.size() as usize];
         for entry in 0..used.min(self.refcounts_per_block()) {
             let (start, len) = refcount_place(entry, order);
@@ -218,7 +287,7 @@ impl Qcow2 {
         self.file.write(48, &pointer, WriteFlags::default()).await?;
         // From here on the new table counts, even if the flush fails: nothing may go to the old one any more.
         for block in 0..blocks {
-            self.metadata.add(start + (block << cluster.bits()));
+            self.metadata.add_block(start + (block << cluster.bits()));
         }
         for piece in (0..old_bytes).step_by(PIECE_BYTES as usize) {
             self.cache.forget(refcounts.table_offset + piece);
@@ -233,10 +302,15 @@ impl Qcow2 {
     }
 
     /// Takes up to `wanted` free clusters in a row and gives their offset and number.
-    pub(super) async fn take_clusters(&self, refcounts: &mut Refcounts, wanted: u64) -> Result<(u64, u64)> {
+    pub(super) async fn take_clusters(
+        &self,
+        refcounts: &mut Refcounts,
+        wanted: u64,
+        purpose: Purpose,
+    ) -> Result<(u64, u64)> {
         announce(&*self.file, Event::ClusterAlloc).await?;
         let per_block = self.refcounts_per_block();
-        let order = self.header.raw.refcount_order;
+        let order = self.refcount_order();
         let cluster = self.header.cluster;
         loop {
             let index = refcounts.first_free;
@@ -261,6 +335,10 @@ impl Qcow2 {
             };
             let taken = index - first + start;
             let host = taken << cluster.bits();
+            if let (0, Some(what)) = (host, purpose.name()) {
+                let text = alloc::format!("Preventing invalid allocation of {what} at offset 0");
+                return Err(prevented(text, host));
+            }
             self.check_overlap(Range::new(host, count << cluster.bits()))?;
             self.set_in_block(block, start, count, 1);
             refcounts.first_free = taken + count;
@@ -281,7 +359,7 @@ impl Qcow2 {
         let mut start = None;
         let mut have = 0;
         let outcome = loop {
-            let (host, got) = match self.take_clusters(refcounts, count - have).await {
+            let (host, got) = match self.take_clusters(refcounts, count - have, Purpose::Data).await {
                 Ok(taken) => taken,
                 Err(error) => break Err(error),
             };
@@ -319,7 +397,7 @@ impl Qcow2 {
             self.add_reference(refcounts, shared).await?;
             shared
         } else {
-            let (fresh, _) = self.take_clusters(refcounts, 1).await?;
+            let (fresh, _) = self.take_clusters(refcounts, 1, Purpose::Compressed).await?;
             if can_share && fresh == shared + room {
                 self.add_reference(refcounts, shared).await?;
                 shared
@@ -333,7 +411,7 @@ impl Qcow2 {
     }
 
     async fn can_add_reference(&self, refcounts: &Refcounts, host: u64) -> Result<bool> {
-        let bits = self.header.refcount_bits();
+        let bits = 1u32 << self.refcount_order();
         let largest = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
         Ok((1..largest).contains(&self.reference_count(refcounts, host).await?))
     }
@@ -346,7 +424,7 @@ impl Qcow2 {
             at => {
                 self.load_block(at).await?;
                 let entry = index % self.refcounts_per_block();
-                let order = self.header.raw.refcount_order;
+                let order = self.refcount_order();
                 Ok(self.cache.peek(at, |bytes| refcount(bytes, entry, order)).flatten().unwrap_or(0))
             }
         }
@@ -397,8 +475,62 @@ impl Qcow2 {
         Ok(start + (blocks << cluster.bits()))
     }
 
+    /// Unlinks refcount blocks that count nothing but themselves. Returns whether there were any.
+    pub(super) async fn drop_refcount_blocks(&self, refcounts: &mut Refcounts) -> Result<bool> {
+        let (per_block, order) = (self.refcounts_per_block(), self.refcount_order());
+        let entries = (refcounts.table_clusters << self.header.cluster.bits()) / 8;
+        let mut any = false;
+        for index in (0..entries).rev() {
+            let block = self.block_offset(refcounts, index).await?;
+            if block == 0 {
+                continue;
+            }
+            self.load_block(block).await?;
+            let own =
+                (block >> self.header.cluster.bits()).checked_sub(index * per_block).filter(|own| *own < per_block);
+            let others = |bytes: &[u8]| {
+                (0..per_block).any(|entry| Some(entry) != own && refcount(bytes, entry, order) != Some(0))
+            };
+            if self.cache.peek(block, others).unwrap_or(true) {
+                self.cache.release();
+                continue;
+            }
+            let (piece, within) = self.load_table_piece(refcounts, index).await?;
+            self.cache.modify(piece, within * 8, 8, |place| place.fill(0));
+            self.cache.forget(block);
+            self.metadata.remove(block);
+            if own.is_none() {
+                refcounts.release(block);
+            }
+            refcounts.look_again();
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Where the last cluster ends that is in use.
+    pub(super) async fn end_of_use(&self, refcounts: &Refcounts) -> Result<u64> {
+        let (per_block, order) = (self.refcounts_per_block(), self.refcount_order());
+        let entries = (refcounts.table_clusters << self.header.cluster.bits()) / 8;
+        for index in (0..entries).rev() {
+            let block = self.block_offset(refcounts, index).await?;
+            if block == 0 {
+                continue;
+            }
+            self.load_block(block).await?;
+            let last = self
+                .cache
+                .peek(block, |bytes| (0..per_block).rev().find(|entry| refcount(bytes, *entry, order) != Some(0)));
+            self.cache.release();
+            if let Some(last) = last.flatten() {
+                return Ok((index * per_block + last + 1) << self.header.cluster.bits());
+            }
+        }
+        Ok(0)
+    }
+
     fn set_in_block(&self, block: u64, first: u64, count: u64, value: u64) {
-        let order = self.header.raw.refcount_order;
+        let order = self.refcount_order();
         let (start, _) = refcount_place(first, order);
         let (last, len) = refcount_place(first + count - 1, order);
         self.cache.modify(block, start, last + len - start, |places| {
@@ -416,7 +548,7 @@ impl Qcow2 {
     pub(super) async fn drop_reference(&self, refcounts: &mut Refcounts, host: u64) -> Result<bool> {
         announce(&*self.file, Event::ClusterFree).await?;
         let per_block = self.refcounts_per_block();
-        let order = self.header.raw.refcount_order;
+        let order = self.refcount_order();
         let index = host >> self.header.cluster.bits();
         let block = self.block_offset(refcounts, index / per_block).await?;
         let entry = index % per_block;
@@ -470,10 +602,11 @@ impl Qcow2 {
     async fn write_back_from(&self, refcounts: &mut Refcounts, from: Level) -> Result<()> {
         self.cache.write_back(&*self.file, self.data.as_deref(), from).await?;
         let mut free: Vec<u64> = Vec::new();
-        while let Some(host) = refcounts.unreferenced.last().copied() {
+        while let Some(Freed { host, is_guest }) = refcounts.unreferenced.last().copied() {
             let dropped = self.drop_reference(refcounts, host).await;
             refcounts.unreferenced.pop();
-            if dropped? && self.pass_discard {
+            let usual = if is_guest { self.settings.pass_discard_request } else { self.settings.pass_discard_other };
+            if dropped? && refcounts.pass_discards.unwrap_or(usual) {
                 free.push(host);
             }
         }

@@ -5,40 +5,178 @@ use alloc::vec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, announce};
 use crate::formats::qcow2::header::MAX_L1_BYTES;
+use crate::formats::qcow2::table::{L2Entry, OFFSET_MASK};
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
-use crate::node::{Preallocation, ReadFlags, WriteFlags};
+use crate::node::{Preallocation, Range, ReadFlags, WriteFlags};
+
+/// Zeroes are written, where the file has no better way, in pieces of this many bytes.
+const ZERO_PIECE_BYTES: usize = 1 << 16;
 
 impl Qcow2 {
     pub(super) async fn resize_disk(&self, length: u64, preallocation: Preallocation) -> Result<()> {
-        let geometry = self.geometry();
-        if length < geometry.size {
-            return Err(Error::unsupported("shrinking a qcow2 image is not supported"));
-        }
-        if preallocation != Preallocation::Off {
-            return Err(Error::unsupported("resizing a qcow2 image with preallocation is not supported"));
+        // The size in memory may be the new one already.
+        let before = self.stored_size().await?;
+        if length < before {
+            if preallocation != Preallocation::Off {
+                return Err(Error::invalid("Preallocation can't be used for shrinking an image"));
+            }
+            return self.shrink_disk(length).await;
         }
         self.reserve_disk(length).await?;
-        if self.header.is_data_file_raw() {
-            self.storage().resize(length, Preallocation::Off).await?;
-        }
-        let written = match self.file.write(24, &length.to_be_bytes(), WriteFlags::default()).await {
-            Ok(()) => self.file.flush().await,
-            error => error,
-        };
+        let written = self.grow_disk(before, length, preallocation).await;
         if written.is_err() {
-            self.geometry.lock().size = geometry.size;
+            self.geometry.lock().size = before;
         }
         written
     }
 
+    async fn stored_size(&self) -> Result<u64> {
+        let mut size = [0; 8];
+        self.file.read(24, &mut size, ReadFlags::default()).await?;
+        Ok(u64::from_be_bytes(size))
+    }
+
+    async fn grow_disk(&self, before: u64, length: u64, preallocation: Preallocation) -> Result<()> {
+        let metadata_only = match preallocation {
+            // The tables of a raw data file say at all times that the file is the disk.
+            Preallocation::Off if self.is_data_file_raw() => true,
+            Preallocation::Off => false,
+            _ => true,
+        };
+        if self.header.has_data_file() {
+            let mode = if preallocation == Preallocation::Metadata { Preallocation::Off } else { preallocation };
+            self.storage().resize(length, mode).await?;
+        }
+        if metadata_only {
+            let start = before.next_multiple_of(self.header.cluster.size());
+            self.preallocate(Range::new(start.min(length), length.saturating_sub(start)), preallocation).await?;
+        }
+        self.put_size(length).await
+    }
+
+    async fn put_size(&self, length: u64) -> Result<()> {
+        self.file.write(24, &length.to_be_bytes(), WriteFlags::default()).await?;
+        self.geometry.lock().size = length;
+        self.file.flush().await
+    }
+
+    /// Sets space aside for a part of the disk that was never written. It reads as zeroes.
+    async fn preallocate(&self, range: Range, preallocation: Preallocation) -> Result<()> {
+        let mode = match preallocation {
+            Preallocation::Metadata => Preallocation::Off,
+            mode => mode,
+        };
+        let cluster = self.header.cluster;
+        let mut at = range.start;
+        while at < range.end() {
+            let allocation = self.prepare_write(Range::new(at, range.end() - at)).await?;
+            if !self.header.has_data_file() {
+                let end = allocation.host.at + allocation.guest.len.next_multiple_of(cluster.size());
+                let length = self.file.info().length;
+                if allocation.host.at < length {
+                    // What a cluster held before must not be seen.
+                    let old = Range::new(allocation.host.at, end.min(length) - allocation.host.at);
+                    self.zero_host(old).await?;
+                }
+                if end > length {
+                    self.file.resize(end, mode).await?;
+                }
+            }
+            // With subclusters, space alone does not say that they are zero; without, it does.
+            self.link(&allocation, self.is_data_file_raw()).await?;
+            at = allocation.guest.end();
+        }
+        if !self.crypt.is_none() && range.len > 0 {
+            // What is stored as zeroes is nothing of the kind when it is decrypted.
+            self.zero_range(range, WriteFlags::default()).await?;
+        }
+        self.flush_all().await
+    }
+
+    /// Makes a part of the file read as zeroes, without giving its space back.
+    pub(super) async fn zero_host(&self, range: Range) -> Result<()> {
+        match self.file.write_zeroes(range, WriteFlags::default()).await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            done => return done,
+        }
+        let zeroes = vec![0; ZERO_PIECE_BYTES];
+        let mut at = range.start;
+        while at < range.end() {
+            let len = (range.end() - at).min(ZERO_PIECE_BYTES as u64) as usize;
+            self.file.write(at, zeroes.get(..len).unwrap_or_default(), WriteFlags::default()).await?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+
+    /// Takes the end of the disk away: first what it refers to, so that it never comes back, then the size.
+    async fn shrink_disk(&self, length: u64) -> Result<()> {
+        self.check_size(length)?;
+        self.begin_changing().await?;
+        let before = self.geometry();
+        let failed = |what: &str, error: Error| Error::new(error.kind(), alloc::format!("{what}: {error}"));
+        self.lock_refcounts().await.pass_discards(Some(true));
+        let shrunk = async {
+            self.drop_entries(length.next_multiple_of(self.header.cluster.size()), before.size)
+                .await
+                .map_err(|error| failed("Failed to discard cropped clusters", error))?;
+            let mut refcounts = self.lock_refcounts().await;
+            self.write_back(&mut refcounts).await?;
+            self.drop_l2_tables(&mut refcounts, self.header.l1_entries_for(length) as usize)
+                .await
+                .map_err(|error| failed("Failed to reduce the number of L2 tables", error))?;
+            self.write_back_all(&mut refcounts).await?;
+            while self.drop_refcount_blocks(&mut refcounts).await? {
+                self.write_back_all(&mut refcounts).await?;
+            }
+            Ok(())
+        };
+        let shrunk: Result<()> = shrunk.await;
+        self.lock_refcounts().await.pass_discards(None);
+        shrunk?;
+        if self.header.has_data_file() {
+            self.storage().resize(length, Preallocation::Off).await?;
+        }
+        self.put_size(length).await?;
+        let refcounts = self.lock_refcounts().await;
+        let end = self.end_of_use(&refcounts).await?;
+        if end > 0 && end < self.file.info().length {
+            // A device cannot be made shorter, and need not be.
+            if let Err(error) = self.file.resize(end, Preallocation::Off).await {
+                self.health.say(&alloc::format!("warning: Failed to truncate the tail of the image: {error}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties the entries of one L2 table from a guest offset on.
+    async fn drop_entries(&self, start: u64, end: u64) -> Result<()> {
+        let coverage = self.header.l2_coverage();
+        let index = start / coverage;
+        let end = end.min((index + 1) * coverage);
+        if start >= end || start.is_multiple_of(coverage) {
+            // The table goes as a whole.
+            return Ok(());
+        }
+        let entry = loop {
+            match self.l1_entry(index) {
+                Ok(entry) => break entry?,
+                Err(missing) => self.load_missing(missing).await?,
+            }
+        };
+        if entry & OFFSET_MASK == 0 {
+            return Ok(());
+        }
+        self.change_entries(Range::new(start, end - start), |image, refcounts, old, _| {
+            image.release_entry(refcounts, old);
+            Ok(L2Entry::default())
+        })
+        .await
+    }
+
     /// Makes room for a disk of that size, and counts on it in memory.
     pub(super) async fn reserve_disk(&self, length: u64) -> Result<()> {
-        if !length.is_multiple_of(512) {
-            return Err(Error::invalid("The new size must be a multiple of 512"));
-        }
-        if self.header.raw.version < 3 && !self.directory.lock().snapshots.is_empty() {
-            return Err(Error::unsupported("Can't resize a version 2 image which has snapshots"));
-        }
+        self.check_size(length)?;
         let needed = self.header.l1_entries_for(length);
         if needed * 8 > MAX_L1_BYTES {
             return Err(Error::new(ErrorKind::TooLarge, "the L1 table would be larger than 32 MiB"));
@@ -48,6 +186,16 @@ impl Qcow2 {
             self.grow_l1_table(needed).await?;
         }
         self.geometry.lock().size = length;
+        Ok(())
+    }
+
+    fn check_size(&self, length: u64) -> Result<()> {
+        if !length.is_multiple_of(512) {
+            return Err(Error::invalid("The new size must be a multiple of 512"));
+        }
+        if self.version() < 3 && !self.directory.lock().snapshots.is_empty() {
+            return Err(Error::unsupported("Can't resize a v2 image which has snapshots"));
+        }
         Ok(())
     }
 

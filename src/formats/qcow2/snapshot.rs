@@ -8,7 +8,7 @@ use byteorder::{BE, ByteOrder};
 
 use crate::describe::{Snapshot, SnapshotChoice};
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::qcow2::header::{Header, MAX_L1_BYTES};
+use crate::formats::qcow2::header::Header;
 use crate::formats::qcow2::{Geometry, Qcow2};
 use crate::node::{Node, Range, ReadFlags};
 use crate::wire::on_disk;
@@ -16,7 +16,7 @@ use crate::wire::on_disk;
 /// Largest snapshot table in bytes.
 pub(super) const MAX_TABLE_BYTES: u64 = 64 << 20;
 /// Most extra data per snapshot in bytes.
-const MAX_EXTRA_BYTES: u32 = 1024;
+pub(super) const MAX_EXTRA_BYTES: u32 = 1024;
 /// Extra data of a new snapshot: VM state size, disk size and instruction count, 8 bytes each.
 const EXTRA_BYTES: u32 = 24;
 
@@ -84,6 +84,39 @@ impl Directory {
 }
 
 impl StoredSnapshot {
+    /// Length of the entry in a table.
+    pub(super) fn len(&self) -> u64 {
+        self.entry.len() as u64
+    }
+
+    /// Whether the entry has the fields that version 3 wants.
+    pub(super) fn is_complete(&self) -> bool {
+        self.extra().len() >= 16
+    }
+
+    /// The extra data of the entry.
+    fn extra(&self) -> &[u8] {
+        let size = self.entry.get(36..40).map_or(0, BE::read_u32) as usize;
+        self.entry.get(RawSnapshot::SIZE..RawSnapshot::SIZE + size).unwrap_or_default()
+    }
+
+    /// The same snapshot with an entry as version 3 wants it. What is not understood of its extra data stays.
+    pub(super) fn completed(&self) -> Result<Self> {
+        let unknown = self.extra().get(EXTRA_BYTES as usize..).unwrap_or_default();
+        let mut whole = StoredSnapshot::new(self.about.clone(), self.l1_offset, self.l1_entries)?;
+        if !unknown.is_empty() {
+            let at = RawSnapshot::SIZE + EXTRA_BYTES as usize;
+            let texts = whole.entry.split_off(at);
+            whole.entry.extend_from_slice(unknown);
+            let used = self.about.id.len() + self.about.name.len();
+            whole.entry.extend_from_slice(texts.get(..used).unwrap_or_default());
+            whole.entry.resize(whole.entry.len().next_multiple_of(8), 0);
+            let size = EXTRA_BYTES + unknown.len() as u32;
+            whole.entry.get_mut(36..40).unwrap_or_default().copy_from_slice(&size.to_be_bytes());
+        }
+        Ok(whole)
+    }
+
     /// The entry for a new snapshot.
     pub(super) fn new(about: Snapshot, l1_offset: u64, l1_entries: u64) -> Result<Self> {
         let size = |text: &str| u16::try_from(text.len()).map_err(|_| Error::invalid("a snapshot's name is too long"));
@@ -138,6 +171,7 @@ impl Qcow2 {
             .find(snapshots.iter().map(|snapshot| &snapshot.about))
             .and_then(|index| snapshots.get(index))
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "Can't find snapshot"))?;
+        self.check_snapshot_l1(snapshot)?;
         let (at, entries) = (snapshot.l1_offset, snapshot.l1_entries);
         let end = at.checked_add(entries * 8);
         let length = self.file.info().length;
@@ -176,7 +210,7 @@ fn entry_len(raw: &RawSnapshot) -> u64 {
     (RawSnapshot::SIZE as u64 + variable).next_multiple_of(8)
 }
 
-async fn read_fixed(file: &dyn Node, at: u64) -> Result<RawSnapshot> {
+pub(super) async fn read_fixed(file: &dyn Node, at: u64) -> Result<RawSnapshot> {
     let mut fixed = [0; RawSnapshot::SIZE];
     read_exact(file, at, &mut fixed).await?;
     RawSnapshot::parse(&fixed).ok_or_else(|| Error::new(ErrorKind::Corrupt, "a snapshot entry is too short"))
@@ -202,19 +236,42 @@ async fn read_entry(file: &dyn Node, header: &Header, at: u64) -> Result<(Stored
             raw.extra_data_size
         )));
     }
-    if u64::from(raw.l1_size) * 8 > MAX_L1_BYTES {
-        return Err(Error::invalid(alloc::format!(
-            "l1_size is {}, expected at most {}",
-            raw.l1_size,
-            MAX_L1_BYTES / 8
-        )));
-    }
+    read_rest(file, header, at, raw).await
+}
+
+/// Reads what follows the fixed part of an entry.
+pub(super) async fn read_rest(
+    file: &dyn Node,
+    header: &Header,
+    at: u64,
+    mut raw: RawSnapshot,
+) -> Result<(StoredSnapshot, u64)> {
     let len = entry_len(&raw);
+    if raw.extra_data_size > MAX_EXTRA_BYTES {
+        // What is too much is left out, as if it were not there.
+        let dropped = raw.extra_data_size - MAX_EXTRA_BYTES;
+        raw.extra_data_size = MAX_EXTRA_BYTES;
+        let mut extra = vec![0; MAX_EXTRA_BYTES as usize];
+        read_exact(file, at + RawSnapshot::SIZE as u64, &mut extra).await?;
+        let texts = usize::from(raw.id_str_size) + usize::from(raw.name_size);
+        let mut rest = extra;
+        let start = rest.len();
+        rest.resize(start + texts, 0);
+        let texts_at = at + RawSnapshot::SIZE as u64 + u64::from(MAX_EXTRA_BYTES) + u64::from(dropped);
+        read_exact(file, texts_at, rest.get_mut(start..).unwrap_or_default()).await?;
+        return Ok((stored(header, &raw, rest), len));
+    }
     let mut rest = vec![0; len as usize - RawSnapshot::SIZE];
     let used = raw.extra_data_size as usize + usize::from(raw.id_str_size) + usize::from(raw.name_size);
     read_exact(file, at + RawSnapshot::SIZE as u64, rest.get_mut(..used).unwrap_or_default()).await?;
-    let (extra, texts) = rest.split_at(raw.extra_data_size as usize);
-    let (id, texts) = texts.split_at(raw.id_str_size.into());
+    Ok((stored(header, &raw, rest), len))
+}
+
+/// The snapshot that an entry describes. `rest` is what follows the fixed part.
+fn stored(header: &Header, raw: &RawSnapshot, mut rest: Vec<u8>) -> StoredSnapshot {
+    rest.resize((RawSnapshot::SIZE + rest.len()).next_multiple_of(8) - RawSnapshot::SIZE, 0);
+    let (extra, texts) = rest.split_at((raw.extra_data_size as usize).min(rest.len()));
+    let (id, texts) = texts.split_at(usize::from(raw.id_str_size).min(texts.len()));
     let name = texts.get(..raw.name_size.into()).unwrap_or_default();
     let number = |start: usize| extra.get(start..start + 8).map(BE::read_u64);
     let text = |bytes: &[u8]| -> String { String::from_utf8_lossy(bytes).to_string() };
@@ -230,5 +287,5 @@ async fn read_entry(file: &dyn Node, header: &Header, at: u64) -> Result<(Stored
         disk_size: number(8).unwrap_or_else(|| header.raw.size.min(u64::from(raw.l1_size) * header.l2_coverage())),
     };
     let entry = [&raw.emit()[..], &rest].concat();
-    Ok((StoredSnapshot { about, l1_offset: raw.l1_table_offset, l1_entries: raw.l1_size.into(), entry }, len))
+    StoredSnapshot { about, l1_offset: raw.l1_table_offset, l1_entries: raw.l1_size.into(), entry }
 }

@@ -13,7 +13,8 @@ use crate::describe::Snapshot;
 use crate::engine::SnapshotChange;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, announce};
-use crate::formats::qcow2::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
+use crate::formats::qcow2::header::{MAX_HOST_OFFSET, MAX_L1_BYTES, MAX_SNAPSHOTS, Problem};
+use crate::formats::qcow2::metadata::Kind;
 use crate::formats::qcow2::refcount::Refcounts;
 use crate::formats::qcow2::snapshot::{Directory, MAX_TABLE_BYTES, StoredSnapshot};
 use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, compressed};
@@ -116,6 +117,7 @@ impl Qcow2 {
         if entries * 8 > MAX_L1_BYTES {
             return Err(Error::new(ErrorKind::TooLarge, "the L1 table would be larger than 32 MiB"));
         }
+        self.check_snapshot_l1(&snapshot)?;
         let mut table = self.read_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         let at = self.take_contiguous(refcounts, self.l1_clusters(entries)).await?;
         if let Err((position, error)) = self.recount(refcounts, &mut table, Count::More, None).await {
@@ -148,11 +150,25 @@ impl Qcow2 {
         let mut snapshots = self.directory.lock().snapshots.clone();
         let Some(position) = self.directory.lock().position(name) else { return Ok(()) };
         let snapshot = snapshots.remove(position);
+        self.check_snapshot_l1(&snapshot)?;
         let mut table = self.read_l1(snapshot.l1_offset, snapshot.l1_entries).await?;
         self.put_directory(refcounts, snapshots).await?;
-        self.recount(refcounts, &mut table, Count::Fewer, None).await.map_err(|(_, error)| error)?;
-        self.release_run(refcounts, snapshot.l1_offset, self.l1_clusters(snapshot.l1_entries));
-        self.write_back(refcounts).await?;
+        refcounts.pass_discards(Some(self.settings.pass_discard_snapshot));
+        let freed = async {
+            self.recount(refcounts, &mut table, Count::Fewer, None).await.map_err(|(_, error)| error)?;
+            self.release_run(refcounts, snapshot.l1_offset, self.l1_clusters(snapshot.l1_entries));
+            self.write_back(refcounts).await
+        };
+        let freed: Result<()> = freed.await;
+        refcounts.pass_discards(None);
+        freed.map_err(|error| {
+            if error.problem().is::<Problem>() {
+                return error;
+            }
+            self.health.say(&alloc::format!("qcow2_free_clusters failed: {}", error.kind().reason()));
+            let text = alloc::format!("Failed to free the cluster and L1 table: {}", error.kind().reason());
+            Error::new(error.kind(), text)
+        })?;
         self.refresh_flags(refcounts).await
     }
 
@@ -180,8 +196,13 @@ impl Qcow2 {
 
     /// The machine state that a snapshot has kept is not needed in the active table.
     async fn forget_vm_state(&self, refcounts: &mut Refcounts) -> Result<()> {
-        let Geometry { l1_offset, l1_entries, size, .. } = self.geometry();
-        let first = self.header.l1_entries_for(size) as usize;
+        let first = self.header.l1_entries_for(self.geometry().size) as usize;
+        self.drop_l2_tables(refcounts, first).await
+    }
+
+    /// Empties the active L1 table from an entry on.
+    pub(super) async fn drop_l2_tables(&self, refcounts: &mut Refcounts, first: usize) -> Result<()> {
+        let Geometry { l1_offset, l1_entries, .. } = self.geometry();
         let mut table = self.read_l1(l1_offset, l1_entries).await?;
         let Some(state) = table.get_mut(first..).filter(|state| state.iter().any(|entry| *entry != 0)) else {
             return Ok(());
@@ -287,11 +308,23 @@ impl Qcow2 {
         self.reference_count(refcounts, host).await
     }
 
+    /// Fails if the L1 table of a snapshot cannot be where its entry says.
+    pub(super) fn check_snapshot_l1(&self, snapshot: &StoredSnapshot) -> Result<()> {
+        let (at, entries) = (snapshot.l1_offset, snapshot.l1_entries);
+        if entries * 8 > MAX_L1_BYTES {
+            return Err(Error::new(ErrorKind::TooLarge, "Snapshot L1 table too large").at_offset(at));
+        }
+        if !self.header.cluster.is_aligned(at) || at.checked_add(entries * 8).is_none_or(|end| end > MAX_HOST_OFFSET) {
+            return Err(Error::invalid("Snapshot L1 table offset invalid").at_offset(at));
+        }
+        Ok(())
+    }
+
     fn l1_clusters(&self, entries: u64) -> u64 {
         self.header.cluster.count(entries * 8)
     }
 
-    async fn read_l1(&self, at: u64, entries: u64) -> Result<Vec<u64>> {
+    pub(super) async fn read_l1(&self, at: u64, entries: u64) -> Result<Vec<u64>> {
         let length = self.file.info().length;
         let bytes = entries * 8;
         if bytes > MAX_L1_BYTES || at.checked_add(bytes).is_none_or(|end| end > length) {
@@ -316,7 +349,7 @@ impl Qcow2 {
     }
 
     /// Writes the active L1 table in place.
-    async fn put_active_l1(&self, table: &[u64]) -> Result<()> {
+    pub(super) async fn put_active_l1(&self, table: &[u64]) -> Result<()> {
         let geometry = self.geometry();
         let raw: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         self.file.write(geometry.l1_offset, &raw, WriteFlags::default()).await?;
@@ -339,7 +372,7 @@ impl Qcow2 {
     }
 
     /// Writes a new table of snapshots and lets the header point to it.
-    async fn put_directory(&self, refcounts: &mut Refcounts, snapshots: Vec<StoredSnapshot>) -> Result<()> {
+    pub(super) async fn put_directory(&self, refcounts: &mut Refcounts, snapshots: Vec<StoredSnapshot>) -> Result<()> {
         let cluster = self.header.cluster;
         let mut raw = Directory::table(&snapshots);
         let bytes = raw.len() as u64;
@@ -364,6 +397,11 @@ impl Qcow2 {
         self.metadata.note_directories(&self.header, &self.extensions, &new);
         let old = core::mem::replace(&mut *self.directory.lock(), new);
         self.release_run(refcounts, old.offset, cluster.count(old.bytes));
+        if self.settings.overlaps.has(Kind::InactiveL2) {
+            // The active tables may be those of a snapshot, too, from now on.
+            self.metadata.forget_tables();
+            self.find_tables().await?;
+        }
         Ok(())
     }
 }
