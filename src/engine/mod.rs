@@ -5,6 +5,7 @@
 //! what a range holds across a whole chain.
 
 mod aligned;
+mod bitmaps;
 mod format;
 mod image;
 mod read;
@@ -14,7 +15,10 @@ mod write;
 mod zero;
 
 pub use aligned::{Aligned, byte_granular};
-pub use format::{Allocation, CheckReport, Finding, FindingKind, Format, InPlace, RepairAdvice, SnapshotChange};
+pub use format::{
+    Allocation, BitmapChange, BitmapsLost, CheckReport, Finding, FindingKind, Format, InPlace, RepairAdvice,
+    SnapshotChange,
+};
 pub use image::{DetectZeroes, Image, ImageOptions};
 pub use requests::{RequestKind, Requests, Tracked};
 pub use zero::is_zero;

@@ -103,6 +103,7 @@ impl Shell {
         let opened = open::open_plainly(name, &wish).map_err(|failure| {
             failure.within(&if image_opts { "can't open".to_string() } else { format!("can't open device {name}") })
         })?;
+        claim(&opened, &wish)?;
         self.current = Some(Current { opened, name: name.to_string(), wish });
         Ok(())
     }
@@ -111,10 +112,11 @@ impl Shell {
     pub(super) fn reopen(&mut self, change: impl FnOnce(&mut Wish)) -> Result<(), Failure> {
         self.drain();
         let Some(Current { opened, name, mut wish }) = self.current.take() else { return Ok(()) };
-        block_on(opened.image.close())?;
+        opened.close()?;
         drop(opened);
         change(&mut wish);
         let opened = open::open_plainly(&name, &wish)?;
+        claim(&opened, &wish)?;
         self.current = Some(Current { opened, name, wish });
         Ok(())
     }
@@ -154,9 +156,9 @@ impl Shell {
     pub(super) fn close(&mut self) {
         self.drain();
         if let Some(current) = self.current.take()
-            && let Err(error) = block_on(current.opened.image.close())
+            && let Err(failure) = current.opened.close()
         {
-            complain(&Failure::from(error).message);
+            complain(&failure.message);
         }
     }
 
@@ -203,6 +205,11 @@ impl Shell {
         })?;
         (command.run)(self, &given)
     }
+}
+
+/// Says on disk that the image is in use, whatever becomes of the program: it is there to exercise that, too.
+fn claim(opened: &Opened, wish: &Wish) -> Result<(), Failure> {
+    if wish.writable && !wish.temporary { Ok(block_on(opened.image.claim_bitmaps())?) } else { Ok(()) }
 }
 
 fn complain(message: &str) {

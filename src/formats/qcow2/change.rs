@@ -9,7 +9,8 @@ use core::sync::atomic::Ordering;
 
 use crate::engine::Allocation;
 use crate::error::{Error, Result};
-use crate::formats::qcow2::header::{AUTOCLEAR_DATA_FILE_RAW, INCOMPATIBLE_DIRTY};
+use crate::formats::qcow2::bitmap_store::Marked;
+use crate::formats::qcow2::header::INCOMPATIBLE_DIRTY;
 use crate::formats::qcow2::refcount::Refcounts;
 use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, SUBCLUSTERS, ZERO, compressed};
 use crate::formats::qcow2::{L1_TABLE, L2_TABLE, Qcow2, REFCOUNT_BLOCK};
@@ -31,8 +32,8 @@ enum Placement {
 }
 
 impl Qcow2 {
-    /// Makes the header say what it must before anything is changed: no autoclear bit that we do not maintain, and the
-    /// dirty bit if refcounts are written late.
+    /// Makes the image ready for changes of the disk: what [`Qcow2::begin_metadata`] does, and bitmaps that record changes
+    /// are marked.
     pub(super) async fn begin_changing(&self) -> Result<()> {
         if self.changing.load(Ordering::Acquire) {
             return Ok(());
@@ -41,10 +42,22 @@ impl Qcow2 {
         if self.changing.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.begin_metadata().await?;
+        self.mark_bitmaps(Marked::Enabled).await?;
+        self.changing.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes the header say what it must before metadata is changed: no autoclear bit that we do not maintain, and the
+    /// dirty bit if refcounts are written late. The caller holds the lock of [`Refcounts`].
+    pub(super) async fn begin_metadata(&self) -> Result<()> {
+        if self.begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.find_tables().await?;
         let raw = &self.header.raw;
         if raw.version >= 3 {
-            let autoclear = raw.autoclear_features & AUTOCLEAR_DATA_FILE_RAW;
+            let autoclear = self.autoclear(self.bitmaps.lock().directory.len > 0);
             if autoclear != raw.autoclear_features {
                 self.file.write(88, &autoclear.to_be_bytes(), WriteFlags::default()).await?;
                 self.file.flush().await?;
@@ -55,17 +68,21 @@ impl Qcow2 {
                 self.file.flush().await?;
             }
         }
-        self.changing.store(true, Ordering::Release);
+        self.begun.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Writes everything back and takes the dirty bit away.
+    /// Writes everything back, bitmaps too, and takes the dirty bit away.
     pub(super) async fn end_changing(&self) -> Result<()> {
-        if !self.changing.load(Ordering::Acquire) {
+        let recording = self.recording.load(Ordering::Acquire);
+        if !recording && !self.begun.load(Ordering::Acquire) {
             return Ok(());
         }
         let mut refcounts = self.lock_refcounts().await;
+        // Again, if bitmaps could not be written back the last time.
+        self.begin_metadata().await?;
         self.pad_file().await?;
+        let stored = self.store_bitmaps(&mut refcounts).await;
         self.write_back_all(&mut refcounts).await?;
         if self.is_lazy() {
             let clean = self.header.raw.incompatible_features & !INCOMPATIBLE_DIRTY;
@@ -73,7 +90,8 @@ impl Qcow2 {
             self.file.flush().await?;
         }
         self.changing.store(false, Ordering::Release);
-        Ok(())
+        self.begun.store(false, Ordering::Release);
+        stored
     }
 
     pub(super) async fn flush_all(&self) -> Result<()> {

@@ -5,8 +5,6 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::qcow2::extension::Extensions;
-use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, Header};
 use crate::formats::qcow2::snapshot::Directory;
 use crate::formats::qcow2::table::{OFFSET_MASK, word};
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
@@ -23,21 +21,19 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    pub(super) fn new(header: &Header, extensions: &Extensions, directory: &Directory) -> Self {
+    pub(super) fn new(directory: &Directory, bitmaps: &[Range]) -> Self {
         let metadata = Metadata { fixed: Mutex::default(), tables: Mutex::new(None) };
-        metadata.note_directories(header, extensions, directory);
+        metadata.note_directories(directory, bitmaps);
         metadata
     }
 
     /// Notes where the tables of snapshots and bitmaps are now.
-    pub(super) fn note_directories(&self, header: &Header, extensions: &Extensions, directory: &Directory) {
+    pub(super) fn note_directories(&self, directory: &Directory, bitmaps: &[Range]) {
         let snapshots = directory.snapshots.iter();
         let mut places: Vec<Range> =
             snapshots.map(|snapshot| Range::new(snapshot.l1_offset, snapshot.l1_entries * 8)).collect();
         places.push(directory.range());
-        if let Some(bitmaps) = extensions.bitmaps.filter(|_| header.raw.autoclear_features & AUTOCLEAR_BITMAPS != 0) {
-            places.push(Range::new(bitmaps.directory_offset, bitmaps.directory_size));
-        }
+        places.extend_from_slice(bitmaps);
         places.retain(|place| place.len > 0);
         places.sort_unstable_by_key(|place| place.start);
         let mut fixed: Vec<Range> = Vec::new();
@@ -57,7 +53,7 @@ impl Metadata {
     }
 
     /// Whether a table of `cluster` bytes shares a byte with `range`.
-    fn overlaps_table(&self, range: Range, cluster: u64) -> bool {
+    pub(super) fn overlaps_table(&self, range: Range, cluster: u64) -> bool {
         let tables = self.tables.lock();
         let before = tables.as_ref().and_then(|tables| tables.range(..range.end()).next_back());
         before.is_some_and(|at| Range::new(*at, cluster).overlaps(range))

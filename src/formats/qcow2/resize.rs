@@ -27,6 +27,7 @@ impl Qcow2 {
         };
         if written.is_err() {
             self.geometry.lock().size = geometry.size;
+            self.resize_bitmaps(geometry.size);
         }
         written
     }
@@ -44,10 +45,12 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::TooLarge, "the L1 table would be larger than 32 MiB"));
         }
         self.begin_changing().await?;
+        self.prepare_bitmaps_for(length).await?;
         if needed > self.geometry().l1_entries {
             self.grow_l1_table(needed).await?;
         }
         self.geometry.lock().size = length;
+        self.resize_bitmaps(length);
         Ok(())
     }
 
