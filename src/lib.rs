@@ -24,6 +24,7 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+pub mod bitmap;
 pub mod cache;
 pub mod codec;
 pub mod crypto;

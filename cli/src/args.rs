@@ -1,6 +1,6 @@
 //! The command line.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 /// Disk images opened, inspected, changed and converted.
 #[derive(Debug, Parser)]
@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Dd(DdArgs),
     /// Time requests to an image
     Bench(BenchArgs),
+    /// Add, remove and change the bitmaps that an image stores
+    Bitmap(BitmapArgs),
     /// Exercise an image: reads, writes and more, one command at a time
     Io(IoArgs),
     /// Print a completion script for a shell
@@ -254,10 +256,10 @@ pub(crate) struct ConvertArgs {
     /// The existing target reads as zeroes
     #[arg(long)]
     pub(crate) target_is_zero: bool,
-    /// Copy the bitmaps, too (not supported)
+    /// Copy the bitmaps, too
     #[arg(long)]
     pub(crate) bitmaps: bool,
-    /// Leave out bitmaps that are broken (not supported)
+    /// Leave out bitmaps that are broken
     #[arg(long)]
     pub(crate) skip_broken_bitmaps: bool,
     /// Number of parallel workers
@@ -509,6 +511,103 @@ pub(crate) struct BenchArgs {
     /// The image
     #[arg(value_name = "FILENAME")]
     pub(crate) file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BitmapArgs {
+    #[command(flatten)]
+    pub(crate) actions: BitmapActions,
+    /// Format of the image; guessed from its contents without
+    #[arg(short = 'f', long = "format", value_name = "FMT")]
+    pub(crate) format: Option<String>,
+    /// FILENAME is a list of options such as driver=qcow2,file.filename=disk.img
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+    /// The image with the bitmap that --merge takes
+    #[arg(short = 'b', long = "source-file", value_name = "SRC_FILENAME")]
+    pub(crate) source: Option<String>,
+    /// Format of that image
+    #[arg(short = 'F', long = "source-format", value_name = "SRC_FMT")]
+    pub(crate) source_format: Option<String>,
+    /// Bytes for each bit of a bitmap that --add makes, with an optional suffix
+    #[arg(short = 'g', long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) granularity: Option<String>,
+    /// The image, and the name of the bitmap
+    #[arg(value_names = ["FILENAME", "BITMAP"], num_args = 0..)]
+    pub(crate) files: Vec<String>,
+}
+
+/// What is done to a bitmap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum BitmapAction {
+    Add,
+    Remove,
+    Clear,
+    Enable,
+    Disable,
+    /// Adds what the bitmap of that name says.
+    Merge(String),
+}
+
+impl BitmapAction {
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            BitmapAction::Add => "add",
+            BitmapAction::Remove => "remove",
+            BitmapAction::Clear => "clear",
+            BitmapAction::Enable => "enable",
+            BitmapAction::Disable => "disable",
+            BitmapAction::Merge(_) => "merge",
+        }
+    }
+}
+
+/// What is done to a bitmap, in the order of the command line.
+#[derive(Debug)]
+pub(crate) struct BitmapActions(pub(crate) Vec<BitmapAction>);
+
+impl BitmapActions {
+    const PLAIN: [(BitmapAction, &'static str); 5] = [
+        (BitmapAction::Add, "Make the bitmap, which records changes from then on"),
+        (BitmapAction::Remove, "Remove it"),
+        (BitmapAction::Clear, "Let it say that nothing is dirty"),
+        (BitmapAction::Enable, "Let it record changes"),
+        (BitmapAction::Disable, "Let it record no more changes"),
+    ];
+}
+
+impl Args for BitmapActions {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let plain = Self::PLAIN.into_iter().map(|(action, help)| {
+            let arg = Arg::new(action.name()).long(action.name()).help(help);
+            arg.action(ArgAction::Append).num_args(0).default_missing_value("on")
+        });
+        let merge = Arg::new("merge").long("merge").value_name("SOURCE").action(ArgAction::Append);
+        command.args(plain).arg(merge.help("Add what another bitmap says, of this image or of SRC_FILENAME"))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for BitmapActions {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut found: Vec<(usize, BitmapAction)> = Vec::new();
+        for (action, _) in Self::PLAIN {
+            found.extend(matches.indices_of(action.name()).into_iter().flatten().map(|at| (at, action.clone())));
+        }
+        if let (Some(indices), Some(names)) = (matches.indices_of("merge"), matches.get_many::<String>("merge")) {
+            found.extend(indices.zip(names.cloned().map(BitmapAction::Merge)));
+        }
+        found.sort_by_key(|(at, _)| *at);
+        Ok(BitmapActions(found.into_iter().map(|(_, action)| action).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 #[derive(Debug, Args)]

@@ -82,6 +82,7 @@ fn run() -> ExitCode {
     let outcome = match cli.command {
         Command::Info(args) => commands::info::run(&args),
         Command::Amend(args) => commands::amend::run(&args),
+        Command::Bitmap(args) => commands::bitmap::run(&args),
         Command::Map(args) => commands::map::run(&args),
         Command::Check(args) => commands::check::run(&args),
         Command::Create(args) => commands::create::run(&args),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use diskette::describe::SnapshotChoice;
 use diskette::drivers::{BackingChoice, CreateContext, OpenOptions};
+use diskette::engine::BitmapsLost;
 use diskette::engine::status::Chain;
 use diskette::graph::{Graph, LeafMode};
 use diskette::native::{CacheMode, File, FileOpener, FileOptions, Locking, Machine};
@@ -232,7 +233,41 @@ pub(crate) fn explain(error: &Error, name: &str) -> String {
     text
 }
 
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // Where something failed, what was changed until then is still written back. That failure is the one to report.
+        let _ = block_on(self.image.close());
+    }
+}
+
+/// Closes an image that was written to.
+pub(crate) fn close(image: &Image) -> Result<(), Failure> {
+    block_on(image.close()).map_err(|error| {
+        let Some(lost) = error.problem().downcast_ref::<BitmapsLost>() else {
+            return Failure::new(explain(&error, &image.name()));
+        };
+        // QEMU numbers its nodes.
+        let (node, cause) = if program::is_tool() {
+            ("#block1".to_string(), crate::io::reason(&error))
+        } else {
+            (image.name(), lost.cause.clone())
+        };
+        Failure::new(format!(
+            "Lost persistent bitmaps during inactivation of node '{node}': Failed to write bitmap '{}' to file: {}\n\
+             {}: Error while closing the image: Invalid argument",
+            lost.name,
+            cause,
+            program::name()
+        ))
+    })
+}
+
 impl Opened {
+    /// Writes everything back.
+    pub(crate) fn close(&self) -> Result<(), Failure> {
+        close(&self.image)
+    }
+
     /// The image as a node.
     pub(crate) fn node(&self) -> Arc<dyn Node> {
         self.image.clone()

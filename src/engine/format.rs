@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::bitmap::DirtyBitmap;
 use crate::describe::{Details, SnapshotChoice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
@@ -201,6 +202,40 @@ impl core::fmt::Debug for AmendRequest {
     }
 }
 
+/// What is to become of the bitmaps of an image.
+#[derive(Clone, Copy, Debug)]
+pub enum BitmapChange<'a> {
+    /// A new one, with nothing dirty.
+    Add {
+        /// Its name.
+        name: &'a str,
+        /// Bytes for each bit; as the format likes it without.
+        granularity: Option<u64>,
+        /// Whether changes of the disk are recorded.
+        enabled: bool,
+    },
+    /// Forget it.
+    Remove(&'a str),
+    /// Nothing is dirty any more.
+    Clear(&'a str),
+    /// Changes of the disk are recorded from now on.
+    Enable(&'a str),
+    /// No more changes are recorded.
+    Disable(&'a str),
+    /// What is dirty in the other one becomes dirty.
+    Merge(&'a str, &'a DirtyBitmap),
+}
+
+/// A bitmap could not be written back: it is marked as in use, and can only be removed when the image is opened again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Lost persistent bitmaps: Failed to write bitmap '{name}' to file: {cause}")]
+pub struct BitmapsLost {
+    /// The first that could not be written.
+    pub name: String,
+    /// Why.
+    pub cause: String,
+}
+
 /// An image format over its children: it maps and allocates, and moves no data.
 ///
 /// Only the engine calls it. Ranges lie within the image; a mutating call is never made on a read-only image, and the
@@ -385,6 +420,43 @@ pub trait Format: Send + Sync {
         )))
     }
 
+    /// Notes that a range of the disk was written to, or may have been.
+    fn record(&self, range: Range) {
+        let _ = range;
+    }
+
+    /// Says on disk that the image is in use, if it has bitmaps.
+    fn claim<'a>(&'a self) -> Op<'a, ()> {
+        Op::ok(())
+    }
+
+    /// Whether bitmaps can be stored.
+    fn stores_bitmaps(&self) -> bool {
+        false
+    }
+
+    /// Adds, removes or changes a bitmap. No other request runs meanwhile.
+    fn change_bitmaps<'a>(&'a self, change: &'a BitmapChange<'a>) -> Op<'a, ()> {
+        Op::err(match change {
+            BitmapChange::Add { .. } => Error::unsupported("Can't store persistent bitmaps: Operation not supported"),
+            BitmapChange::Remove(name)
+            | BitmapChange::Clear(name)
+            | BitmapChange::Enable(name)
+            | BitmapChange::Disable(name)
+            | BitmapChange::Merge(name, _) => no_bitmap(name),
+        })
+    }
+
+    /// Fails unless there is a bitmap of that name that can be used.
+    fn check_bitmap(&self, name: &str) -> Result<()> {
+        Err(no_bitmap(name))
+    }
+
+    /// What a bitmap says.
+    fn read_bitmap<'a>(&'a self, name: &'a str) -> Op<'a, DirtyBitmap> {
+        Op::err(no_bitmap(name))
+    }
+
     /// How many clusters of the file are in use, counted no further than `enough`. A format that does not keep count
     /// uses its whole file.
     fn clusters_in_use<'a>(&'a self, enough: u64) -> Op<'a, u64> {
@@ -400,4 +472,8 @@ pub trait Format: Send + Sync {
         let _ = repair;
         Op::err(Error::unsupported("This image format does not support checks"))
     }
+}
+
+fn no_bitmap(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, alloc::format!("Dirty bitmap '{name}' not found"))
 }

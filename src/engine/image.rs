@@ -190,13 +190,13 @@ impl Image {
             return Op::ok(());
         }
         Op::future(async move {
-            self.format.close().await?;
+            let closed = self.format.close().await.map_err(|error| self.explain(error));
             for role in [Role::DataFile, Role::Header, Role::File] {
                 if let Some(child) = self.format.child(role) {
                     child.close().await?;
                 }
             }
-            Ok(())
+            closed
         })
     }
 
@@ -242,7 +242,7 @@ impl Image {
     }
 
     /// Waits for every request, and holds off others while the result lives.
-    async fn alone(&self) -> Tracked<'_> {
+    pub(crate) async fn alone(&self) -> Tracked<'_> {
         let all = self.requests.begin(RequestKind::Resize, Range::new(0, u64::MAX));
         all.mark_serialising(1);
         all.wait().await;

@@ -5,6 +5,7 @@
 //! what a range holds across a whole chain.
 
 mod aligned;
+mod bitmaps;
 mod encrypted;
 mod format;
 mod image;
@@ -16,8 +17,8 @@ mod zero;
 
 pub use aligned::{Aligned, byte_granular};
 pub use format::{
-    Abort, Allocation, AmendRequest, CheckReport, Finding, FindingKind, Format, InPlace, Repair, RepairAdvice,
-    SnapshotChange,
+    Abort, Allocation, AmendRequest, BitmapChange, BitmapsLost, CheckReport, Finding, FindingKind, Format, InPlace,
+    Repair, RepairAdvice, SnapshotChange,
 };
 pub use image::{DetectZeroes, Image, ImageOptions};
 pub use requests::{RequestKind, Requests, Tracked};

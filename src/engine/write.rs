@@ -57,6 +57,7 @@ impl Image {
                     request.mark_serialising(PROBE_BYTES as u64);
                     request.wait().await;
                     self.check_guard(drivers, at, from).await?;
+                    let _recorded = self.recording(range);
                     self.write_mapped(&request, at, from).await?;
                     if flags.force_unit_access { self.format.flush().await } else { Ok(()) }
                 };
@@ -70,6 +71,7 @@ impl Image {
             // One piece that is allocated already: hand it to the leaf.
             match self.format.in_place(range) {
                 Op::Ready(Ok(InPlace { len, host: Some(host) })) if len == range.len => {
+                    self.format.record(range);
                     return match self.storage(host.role).map(|node| node.write(host.at, from, WriteFlags::default())) {
                         Ok(Op::Ready(result)) => Op::Ready(result.map_err(|error| self.explain(error))),
                         Ok(Op::Pending(future)) => Op::future(async move {
@@ -89,7 +91,9 @@ impl Image {
                     request.mark_serialising(self.granularity());
                 }
                 request.wait().await;
+                let recorded = self.recording(range);
                 self.write_mapped(&request, at, from).await?;
+                drop(recorded);
                 if flags.force_unit_access { self.format.flush().await } else { Ok(()) }
             };
             write.await.map_err(|error| self.explain(error))
@@ -132,6 +136,7 @@ impl Image {
         let request = self.requests.begin(RequestKind::Write, Range::new(at, from.len() as u64));
         request.mark_serialising(cluster);
         request.wait().await;
+        let _recorded = self.recording(Range::new(at, from.len() as u64));
         for (index, part) in (0u64..).zip(from.chunks(cluster as usize)) {
             let start = at + index * cluster;
             match self.compress(part)? {
@@ -174,6 +179,7 @@ impl Image {
         let request = self.requests.begin(RequestKind::Write, range);
         request.mark_serialising(unit);
         request.wait().await;
+        let _recorded = self.recording(range);
         let stored = match compressed {
             Some(bytes) => self.format.store_compressed(at, bytes).await,
             None => self.write_mapped(&request, at, cluster).await,
@@ -251,6 +257,7 @@ impl Image {
         let request = self.requests.begin(RequestKind::Write, range);
         request.mark_serialising(self.granularity());
         request.wait().await;
+        let _recorded = self.recording(range);
         self.write_placed(&request, at, from, placed).await.map_err(|error| self.explain(error))
     }
 
@@ -476,6 +483,7 @@ impl Image {
                 if data.at.saturating_add(len) > data_file.info().length {
                     return Err(Error::unsupported("the data lies beyond the end of its file"));
                 }
+                let _recorded = self.recording(to);
                 target.copy_from(host.at, data_file, data.at, len).await
             }
             _ => Err(Error::unsupported("the data does not lie in one piece")),
@@ -493,6 +501,7 @@ impl Image {
         let request = self.requests.begin(RequestKind::Write, range);
         request.mark_serialising(self.granularity());
         request.wait().await;
+        let _recorded = self.recording(range);
         self.zero_mapped(&request, range, flags).await?;
         if flags.force_unit_access { self.format.flush().await } else { Ok(()) }
     }
@@ -519,12 +528,14 @@ impl Image {
             return Ok(());
         }
         let (_, middle, _) = self.split_aligned(range);
+        // What lies in whole granules only in part is kept, but whoever discards it does not need it any more.
+        let request = self.requests.begin(RequestKind::Discard, range);
+        request.mark_serialising(self.granularity());
+        request.wait().await;
+        let _recorded = self.recording(range);
         if middle.len == 0 {
             return Ok(());
         }
-        let request = self.requests.begin(RequestKind::Discard, middle);
-        request.mark_serialising(self.granularity());
-        request.wait().await;
         match self.format.discard(middle).await {
             Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
             other => other,

@@ -1,6 +1,7 @@
 //! All integration tests in one binary.
 #![allow(unreachable_pub)]
 
+mod bitmaps;
 mod differential;
 mod encryption;
 mod growth;

@@ -57,7 +57,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome {
     if !args.quiet {
         print(&format!("Run completed in {:.3} seconds.\n", took.as_secs_f64()));
     }
-    block_on(opened.image.close())?;
+    opened.close()?;
     Ok(0)
 }
 

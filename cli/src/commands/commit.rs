@@ -10,7 +10,7 @@ use diskette::{Gate, Image, Node, Op, Opener, Preallocation, Reference, block_on
 
 use crate::args::CommitArgs;
 use crate::io::reason;
-use crate::open::{Wish, cache_mode, explain, machine, open, open_through};
+use crate::open::{Wish, cache_mode, close, explain, machine, open, open_through};
 use crate::progress::Progress;
 use crate::{Failure, Outcome, output};
 
@@ -75,7 +75,9 @@ pub(crate) fn run(args: &CommitArgs) -> Outcome {
             ControlFlow::Continue(())
         },
     );
-    copied.map_err(|stopped| stopped.error).and_then(|()| block_on(base.close())).map_err(failed)?;
+    let closed = close(&base);
+    copied.map_err(|stopped| failed(stopped.error))?;
+    closed?;
     progress.complete();
     // The images between are not what they were; with the target next to it, nothing needs this one's contents.
     if args.base.is_none() && !args.keep {
@@ -86,7 +88,7 @@ pub(crate) fn run(args: &CommitArgs) -> Outcome {
             }
         }
     }
-    block_on(top.image.close())?;
+    top.close()?;
     if !args.quiet {
         output::line("Image committed.");
     }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use diskette::describe::SnapshotChoice;
+use diskette::describe::{Bitmap, SnapshotChoice};
 use diskette::drivers::Driver;
 use diskette::engine::status::Chain;
 use diskette::filters::Concat;
 use diskette::native::parallel::{CopyError, CopyOptions, Step, copy};
 use diskette::native::{File, FileOptions, Locking, resolve};
-use diskette::{Node, Range, Role, Want, block_on};
+use diskette::{Error, Node, Range, Role, Want, block_on};
 
 use crate::args::ConvertArgs;
 use crate::commands::create::{
@@ -48,13 +48,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome {
     }
     let settings = Settings::new(args, driver)?;
     let sources = open_sources(args, &settings, source_names)?;
-    if args.bitmaps {
-        return Err(Failure::new(match (sources.first().map(|source| source.image.format_name()), driver.name) {
-            (Some("raw"), _) => "Source lacks bitmap support",
-            (_, "raw") => "Format driver 'raw' does not support bitmaps",
-            _ => "copying bitmaps (--bitmaps) is not supported",
-        }));
-    }
+    let bitmaps = if args.bitmaps { bitmaps_to_copy(args, &sources)? } else { Vec::new() };
     let size = sources.iter().map(|source| source.image.info().length).sum();
     let options = if args.no_create {
         if !args.options.is_empty() {
@@ -79,7 +73,12 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome {
     if target.image.info().length < size {
         return Err(Failure::new("output file is smaller than input file"));
     }
+    if args.bitmaps && !target.image.stores_bitmaps() {
+        return Err(Failure::new(format!("Format driver '{}' does not support bitmaps", target.image.format_name())));
+    }
     copy_all(args, &settings, &sources, &target, &options)?;
+    copy_bitmaps(&bitmaps, &sources, &target)?;
+    target.close()?;
     Ok(0)
 }
 
@@ -263,9 +262,50 @@ fn copy_all(
         ControlFlow::Continue(())
     };
     copy(&source, &target_node, copy_options, &show).map_err(|error| Failure::new(what_failed(&error)))?;
-    block_on(target.image.close())
-        .map_err(|error| Failure::new(format!("error while converting: {}", explain(&error, ""))))?;
     progress.complete();
+    Ok(())
+}
+
+/// The bitmaps of the source that are copied.
+fn bitmaps_to_copy(args: &ConvertArgs, sources: &[Opened]) -> Result<Vec<Bitmap>, Failure> {
+    let [source] = sources else { return Err(Failure::new("Copying bitmaps only possible with single source")) };
+    if !source.image.stores_bitmaps() {
+        return Err(Failure::new("Source lacks bitmap support"));
+    }
+    let (broken, sound): (Vec<_>, Vec<_>) = source.image.bitmaps()?.into_iter().partition(|bitmap| bitmap.in_use);
+    // QEMU comes to the last one first.
+    for bitmap in broken.iter().rev() {
+        if !args.skip_broken_bitmaps {
+            return Err(Failure::new(format!(
+                "Cannot copy inconsistent bitmap '{}'\nTry --skip-broken-bitmaps, or use '{} bitmap --remove' to delete it",
+                bitmap.name,
+                program::name()
+            )));
+        }
+        eprintln!("{}: warning: Skipping inconsistent bitmap '{}'", program::name(), bitmap.name);
+    }
+    Ok(sound)
+}
+
+fn copy_bitmaps(bitmaps: &[Bitmap], sources: &[Opened], target: &Opened) -> Result<(), Failure> {
+    let Some(source) = sources.first() else { return Ok(()) };
+    let there = target.image.bitmaps()?;
+    if let Some(Bitmap { name, .. }) =
+        bitmaps.iter().rev().find(|bitmap| there.iter().any(|other| other.name == bitmap.name))
+    {
+        return Err(Failure::new(format!("Failed to create bitmap {name}: Bitmap already exists: {name}")));
+    }
+    for Bitmap { name, granularity, auto, .. } in bitmaps {
+        let failed = |what: &'static str| {
+            move |error: Error| Failure::new(format!("Failed to {what} bitmap {name}: {}", error.problem()))
+        };
+        block_on(target.image.add_bitmap(name, Some(*granularity), false)).map_err(failed("create"))?;
+        let bits = block_on(source.image.read_bitmap(name)).map_err(failed("populate"))?;
+        block_on(target.image.merge_bitmap(name, &bits)).map_err(failed("populate"))?;
+        if *auto {
+            block_on(target.image.enable_bitmap(name)).map_err(failed("enable"))?;
+        }
+    }
     Ok(())
 }
 

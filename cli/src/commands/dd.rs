@@ -76,7 +76,7 @@ pub(crate) fn run(args: &DdArgs) -> Outcome {
     let target = open(&operands.output, &target)?;
     let Some(start) = start else {
         eprintln!("{}: {}: cannot skip to specified offset", program::name(), operands.input);
-        block_on(target.image.close())?;
+        target.close()?;
         return Ok(0);
     };
     let piece = (PIECE_BYTES / operands.block).max(1) * operands.block;
@@ -93,6 +93,6 @@ pub(crate) fn run(args: &DdArgs) -> Outcome {
         })?;
         at += len;
     }
-    block_on(target.image.close())?;
+    target.close()?;
     Ok(0)
 }

@@ -67,7 +67,7 @@ pub(crate) fn run(args: &RebaseArgs) -> Outcome {
     reason.map_err(|error| {
         Failure::new(format!("Could not change the backing file to '{wanted}': {}", error.problem()))
     })?;
-    block_on(top.image.close())?;
+    top.close()?;
     progress.complete();
     Ok(0)
 }

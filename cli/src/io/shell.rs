@@ -105,6 +105,7 @@ impl Shell {
         let opened = open::open_plainly(name, &wish).map_err(|failure| {
             failure.within(&if image_opts { "can't open".to_string() } else { format!("can't open device {name}") })
         })?;
+        claim(&opened, &wish)?;
         let given = wish.options.clone();
         self.current = Some(Current { opened, name: name.to_string(), wish, given });
         Ok(())
@@ -114,13 +115,14 @@ impl Shell {
     pub(super) fn reopen(&mut self, change: impl FnOnce(&mut Wish)) -> Result<(), Failure> {
         self.drain();
         let Some(Current { opened, name, wish: before, given }) = self.current.take() else { return Ok(()) };
-        block_on(opened.image.close())?;
+        opened.close()?;
         drop(opened);
         // Options that an earlier change gave are as they were again, unless they are given anew.
         let mut wish = Wish { options: given.clone(), ..before.clone() };
         change(&mut wish);
         match open::open_plainly(&name, &wish) {
             Ok(opened) => {
+                claim(&opened, &wish)?;
                 self.current = Some(Current { opened, name, wish, given });
                 Ok(())
             }
@@ -168,9 +170,9 @@ impl Shell {
     pub(super) fn close(&mut self) {
         self.drain();
         if let Some(current) = self.current.take()
-            && let Err(error) = block_on(current.opened.image.close())
+            && let Err(failure) = current.opened.close()
         {
-            complain(&Failure::from(error).message);
+            complain(&failure.message);
         }
     }
 
@@ -217,6 +219,11 @@ impl Shell {
         })?;
         (command.run)(self, &given)
     }
+}
+
+/// Says on disk that the image is in use, whatever becomes of the program: it is there to exercise that, too.
+fn claim(opened: &Opened, wish: &Wish) -> Result<(), Failure> {
+    if wish.writable && !wish.temporary { Ok(block_on(opened.image.claim_bitmaps())?) } else { Ok(()) }
 }
 
 fn complain(message: &str) {

@@ -1,6 +1,7 @@
 //! The program against qemu-img: same flags, output and exit codes.
 
 mod bad;
+mod bitmap;
 mod chains;
 mod convert;
 mod corpus;

@@ -234,6 +234,10 @@ impl Qcow2 {
                 "Cannot downgrade an image with incompatible features {features:#x} set"
             )));
         }
+        // QEMU goes on, and the bitmaps are lost.
+        if !self.bitmaps.lock().list.is_empty() {
+            return Err(Error::unsupported("Cannot downgrade an image with persistent bitmaps"));
+        }
         let zstd = self.header.compression != Compression::Deflate;
         steps.next();
         let expanded = self.expand_zeroes(steps, zstd).await;

@@ -9,7 +9,8 @@ use core::sync::atomic::Ordering;
 
 use crate::engine::Allocation;
 use crate::error::{Error, Result};
-use crate::formats::qcow2::header::{AUTOCLEAR_DATA_FILE_RAW, INCOMPATIBLE_DIRTY};
+use crate::formats::qcow2::bitmap_store::Marked;
+use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, AUTOCLEAR_DATA_FILE_RAW, INCOMPATIBLE_DIRTY};
 use crate::formats::qcow2::health::hex;
 use crate::formats::qcow2::refcount::{Purpose, Refcounts};
 use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, SUBCLUSTERS, ZERO, compressed};
@@ -35,8 +36,8 @@ enum Placement {
 }
 
 impl Qcow2 {
-    /// Makes the header say what it must before anything is changed: no autoclear bit that we do not maintain, and the
-    /// dirty bit if refcounts are written late.
+    /// Makes the image ready for changes of the disk: what [`Qcow2::begin_metadata`] does, and bitmaps that record changes
+    /// are marked.
     pub(super) async fn begin_changing(&self) -> Result<()> {
         if self.changing.load(Ordering::Acquire) {
             return Ok(());
@@ -45,30 +46,48 @@ impl Qcow2 {
         if self.changing.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.find_tables().await?;
-        if self.version() >= 3 {
-            self.keep_autoclear(AUTOCLEAR_DATA_FILE_RAW).await?;
-            if self.is_lazy() {
-                self.set_incompatible(self.geometry().incompatible | INCOMPATIBLE_DIRTY).await?;
-            }
-        }
+        self.begin_metadata().await?;
+        self.mark_bitmaps(Marked::Enabled).await?;
         self.changing.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Writes everything back and takes the dirty bit away.
+    /// Makes the header say what it must before metadata is changed: no autoclear bit that we do not maintain, and the
+    /// dirty bit if refcounts are written late. The caller holds the lock of [`Refcounts`].
+    pub(super) async fn begin_metadata(&self) -> Result<()> {
+        if self.begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.find_tables().await?;
+        if self.version() >= 3 {
+            let bitmaps = if self.bitmaps.lock().directory.len > 0 { AUTOCLEAR_BITMAPS } else { 0 };
+            self.keep_autoclear(AUTOCLEAR_DATA_FILE_RAW | bitmaps).await?;
+            if self.is_lazy() {
+                self.set_incompatible(self.geometry().incompatible | INCOMPATIBLE_DIRTY).await?;
+            }
+        }
+        self.begun.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes everything back, bitmaps too, and takes the dirty bit away.
     pub(super) async fn end_changing(&self) -> Result<()> {
-        if !self.changing.load(Ordering::Acquire) {
+        let recording = self.recording.load(Ordering::Acquire);
+        if !recording && !self.begun.load(Ordering::Acquire) {
             return Ok(());
         }
         let mut refcounts = self.lock_refcounts().await;
+        // Again, if bitmaps could not be written back the last time.
+        self.begin_metadata().await?;
         self.pad_file().await?;
+        let stored = self.store_bitmaps(&mut refcounts).await;
         self.write_back_all(&mut refcounts).await?;
         if self.is_lazy() {
             self.set_incompatible(self.geometry().incompatible & !INCOMPATIBLE_DIRTY).await?;
         }
         self.changing.store(false, Ordering::Release);
-        Ok(())
+        self.begun.store(false, Ordering::Release);
+        stored
     }
 
     /// Clears the autoclear features but those of `keep`: nobody maintains what they promise.

@@ -9,7 +9,6 @@ use core::sync::atomic::Ordering;
 
 use crate::engine::{Abort, CheckReport, FindingKind, Repair};
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::qcow2::extension::directory_entry;
 use crate::formats::qcow2::header::{
     AUTOCLEAR_BITMAPS, AUTOCLEAR_DATA_FILE_RAW, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, MAX_L1_BYTES,
 };
@@ -28,7 +27,7 @@ impl Qcow2 {
         if self.at_snapshot {
             return Err(Error::unsupported("an image is checked as a whole, not at one of its snapshots"));
         }
-        if cfg!(feature = "write") && self.changing.load(Ordering::Acquire) {
+        if cfg!(feature = "write") && self.begun.load(Ordering::Acquire) {
             self.write_back_all(&mut *self.lock_refcounts().await).await?;
         }
         if !cfg!(feature = "write") || repair == Repair::Nothing {
@@ -622,25 +621,18 @@ impl<'a> Check<'a> {
 
     async fn count_bitmaps(&mut self) -> Result<()> {
         let image = self.image;
-        let Some(extension) = image.extensions.bitmaps else { return Ok(()) };
-        if image.geometry().autoclear & AUTOCLEAR_BITMAPS == 0 {
-            return Ok(());
-        }
-        // The directory was within limits and complete when the image was opened.
-        self.count(Range::new(extension.directory_offset, extension.directory_size), 1)?;
-        let mut directory = vec![0; extension.directory_size as usize];
-        image.file.read(extension.directory_offset, &mut directory, ReadFlags::default()).await?;
-        let mut rest = directory.as_slice();
-        for _ in 0..extension.count {
-            let Some((entry, after)) = directory_entry(rest) else { break };
-            rest = after;
-            self.count(Range::new(entry.table_offset, u64::from(entry.table_size) * 8), 1)?;
-            for (index, word) in
-                self.words(entry.table_offset, entry.table_size.into(), "a bitmap table").await?.iter().enumerate()
-            {
+        let (directory, bitmaps) = {
+            let bitmaps = image.bitmaps.lock();
+            let tables = bitmaps.list.iter().map(|bitmap| (bitmap.name(), bitmap.table()));
+            (bitmaps.directory, tables.collect::<Vec<_>>())
+        };
+        self.count(directory, 1)?;
+        for (name, table) in bitmaps {
+            self.count(table, 1)?;
+            for (index, word) in self.words(table.start, table.len / 8, "a bitmap table").await?.iter().enumerate() {
                 let at = word & OFFSET_MASK;
                 if !image.header.cluster.is_aligned(at) || (at != 0 && word & 1 != 0) {
-                    self.corruption(alloc::format!("ERROR: bitmap '{}' table entry {index} is {word:#x}", entry.name));
+                    self.corruption(alloc::format!("ERROR: bitmap '{}' table entry {index} is {word:#x}", name));
                 } else if at != 0 {
                     self.count(Range::new(at, image.header.cluster.size()), 1)?;
                 }

@@ -4,8 +4,9 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::describe::{Details, Feature, HeaderField, NamedFile, Value};
+use crate::describe::{Bitmap, Details, Feature, HeaderField, NamedFile, Value};
 use crate::formats::qcow2::Qcow2;
+use crate::formats::qcow2::bitmap::StoredBitmap;
 use crate::formats::qcow2::header::{
     COMPATIBLE_LAZY_REFCOUNTS, Compression, Encryption, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, KNOWN_FEATURES,
     RawHeader,
@@ -34,11 +35,15 @@ impl Qcow2 {
                 format: Some("raw".to_string()),
             }),
             snapshots: self.directory.lock().snapshots.iter().map(|snapshot| snapshot.about.clone()).collect(),
-            bitmaps: self.bitmaps.clone(),
+            bitmaps: self.bitmap_list(),
             features: self.features(),
             specific: self.specific(),
             header: self.fields(),
         }
+    }
+
+    fn bitmap_list(&self) -> Vec<Bitmap> {
+        self.bitmaps.lock().list.iter().map(StoredBitmap::describe).collect()
     }
 
     /// Properties under QEMU's names, in the order in which it shows them.
@@ -54,8 +59,9 @@ impl Qcow2 {
         if version >= 3 {
             values.push(("lazy-refcounts", Value::Bool(now.compatible & COMPATIBLE_LAZY_REFCOUNTS != 0)));
         }
-        if !self.bitmaps.is_empty() {
-            values.push(("bitmaps", Value::List(self.bitmaps.iter().map(bitmap_value).collect())));
+        let bitmaps = self.bitmap_list();
+        if !bitmaps.is_empty() {
+            values.push(("bitmaps", Value::List(bitmaps.iter().map(bitmap_value).collect())));
         }
         values.push(("refcount-bits", Value::Number(1 << self.refcount_order())));
         if self.header.has_data_file() {
@@ -111,7 +117,7 @@ impl Qcow2 {
     }
 }
 
-fn bitmap_value(bitmap: &crate::describe::Bitmap) -> Value {
+fn bitmap_value(bitmap: &Bitmap) -> Value {
     let mut flags = Vec::new();
     if bitmap.in_use {
         flags.push(Value::Text("in-use".into()));

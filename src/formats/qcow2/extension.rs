@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use nom::Parser;
 use nom::bytes::complete::take;
-use nom::number::complete::{be_u8, be_u32, be_u64};
+use nom::number::complete::{be_u32, be_u64};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::FeatureName;
@@ -125,30 +125,6 @@ fn bitmaps(data: &[u8]) -> Parsed<'_, BitmapsExtension> {
 
 fn pointer(data: &[u8]) -> Parsed<'_, (u64, u64)> {
     (be_u64, be_u64).parse(data)
-}
-
-/// A bitmap directory entry's fixed part and the bytes after it.
-pub(super) fn directory_entry(bytes: &[u8]) -> Option<(DirectoryEntry, &[u8])> {
-    let fixed: Parsed<'_, _> =
-        (be_u64, be_u32, be_u32, be_u8, be_u8, nom::number::complete::be_u16, be_u32).parse(bytes);
-    let (rest, (table_offset, table_size, flags, kind, granularity_bits, name_size, extra_size)) = fixed.ok()?;
-    let extra = extra_size as usize;
-    let name_len = usize::from(name_size);
-    let name = String::from_utf8_lossy(rest.get(extra..extra.checked_add(name_len)?)?).into_owned();
-    let used = 24usize.checked_add(extra)?.checked_add(name_len)?.checked_next_multiple_of(8)?;
-    let entry = DirectoryEntry { table_offset, table_size, flags, kind, granularity_bits, name };
-    Some((entry, bytes.get(used..).unwrap_or_default()))
-}
-
-/// An entry of the bitmap directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DirectoryEntry {
-    pub(super) table_offset: u64,
-    pub(super) table_size: u32,
-    pub(super) flags: u32,
-    pub(super) kind: u8,
-    pub(super) granularity_bits: u8,
-    pub(super) name: String,
 }
 
 fn too_large(at: u64, len: u32) -> Error {

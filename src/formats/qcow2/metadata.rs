@@ -6,7 +6,6 @@ use alloc::vec::Vec;
 
 use crate::error::Result;
 use crate::formats::qcow2::extension::Extensions;
-use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, Header};
 use crate::formats::qcow2::health::prevented;
 use crate::formats::qcow2::snapshot::Directory;
 use crate::formats::qcow2::table::{OFFSET_MASK, word};
@@ -126,22 +125,20 @@ struct Tables {
 }
 
 impl Metadata {
-    pub(super) fn new(header: &Header, extensions: &Extensions, directory: &Directory) -> Self {
+    pub(super) fn new(extensions: &Extensions, directory: &Directory, bitmaps: &[Range]) -> Self {
         let metadata = Metadata { fixed: Mutex::default(), tables: Mutex::new(None) };
-        metadata.note_directories(header, extensions, directory);
+        metadata.note_directories(extensions, directory, bitmaps);
         metadata
     }
 
     /// Notes where the tables of snapshots and bitmaps are now.
-    pub(super) fn note_directories(&self, header: &Header, extensions: &Extensions, directory: &Directory) {
+    pub(super) fn note_directories(&self, extensions: &Extensions, directory: &Directory, bitmaps: &[Range]) {
         let snapshots = directory.snapshots.iter();
         let tables = snapshots.map(|snapshot| Range::new(snapshot.l1_offset, snapshot.l1_entries * 8)).collect();
-        let bitmaps = extensions.bitmaps.filter(|_| header.raw.autoclear_features & AUTOCLEAR_BITMAPS != 0);
-        let bitmaps = bitmaps.map(|bitmaps| Range::new(bitmaps.directory_offset, bitmaps.directory_size));
         *self.fixed.lock() = vec![
             (Kind::SnapshotTable, merged(vec![directory.range()])),
             (Kind::InactiveL1, merged(tables)),
-            (Kind::BitmapDirectory, merged(bitmaps.into_iter().collect())),
+            (Kind::BitmapDirectory, merged(bitmaps.to_vec())),
             // The header of the encryption is as good as a part of the header.
             (Kind::Header, merged(extensions.encryption.map(|(at, len)| Range::new(at, len)).into_iter().collect())),
         ];
@@ -166,6 +163,16 @@ impl Metadata {
         };
         let before = tables.range(..range.end()).next_back();
         before.is_some_and(|at| Range::new(*at, cluster).overlaps(range))
+    }
+
+    /// Whether an L2 table or a refcount block of `cluster` bytes shares a byte with `range`.
+    pub(super) fn overlaps_table(&self, range: Range, cluster: u64) -> bool {
+        let tables = self.tables.lock();
+        let Some(tables) = &*tables else { return false };
+        [&tables.active, &tables.blocks, &tables.inactive].into_iter().any(|places| {
+            let before = places.range(..range.end()).next_back();
+            before.is_some_and(|at| Range::new(*at, cluster).overlaps(range))
+        })
     }
 
     /// Notes that other tables are the active ones now.

@@ -1,10 +1,14 @@
 //! qcow2, versions 2 and 3 (QEMU's docs/interop/qcow2).
 //!
-//! Bytes: [`header`], [`extension`], [`table`], `snapshot`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
-//! `metadata` (what must not be overwritten), `change` (everything that alters the mapping), `compress`, `check`, `create`,
-//! `describe`, `encryption`, `resize`, `rewrite`, `snapshots`.
+//! Bytes: [`header`], [`extension`], [`table`], `snapshot`, `bitmap`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
+//! `metadata` (what must not be overwritten), `change` (everything that alters the mapping), `bitmaps` (with `bitmap_store` and
+//! `bitmap_extension`), `compress`, `check`, `create`, `describe`, `encryption`, `resize`, `rewrite`, `snapshots`.
 
 mod amend;
+mod bitmap;
+mod bitmap_extension;
+mod bitmap_store;
+mod bitmaps;
 mod change;
 mod check;
 mod compress;
@@ -33,16 +37,18 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use crate::bitmap::DirtyBitmap;
 use crate::cache::{Cache, Level, LevelEvents};
-use crate::describe::{Bitmap, Details, SnapshotChoice};
+use crate::describe::{Details, SnapshotChoice};
 use crate::drivers::{Driver, Evidence, Probe};
-use crate::engine::{Allocation, AmendRequest, CheckReport, Format, InPlace, Repair, SnapshotChange};
+use crate::engine::{Allocation, AmendRequest, BitmapChange, CheckReport, Format, InPlace, Repair, SnapshotChange};
 use crate::error::Result;
 use crate::event::Event;
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
 use crate::op::{Op, if_writing};
 use crate::sync::{Lock, Mutex};
 
+use bitmap::Bitmaps;
 use encryption::Crypt;
 use extension::Extensions;
 use header::Header;
@@ -111,7 +117,7 @@ struct Qcow2 {
     extensions: Extensions,
     backing_name: Option<String>,
     directory: Mutex<Directory>,
-    bitmaps: Vec<Bitmap>,
+    bitmaps: Mutex<Bitmaps>,
     crypt: Crypt,
     geometry: Mutex<Geometry>,
     version: AtomicU32,
@@ -125,8 +131,12 @@ struct Qcow2 {
     metadata: Metadata,
     cache: Cache,
     refcounts: Lock<Refcounts>,
-    /// Whether the header says what it must while the image is being changed.
+    /// Whether the header says what it must while metadata is being changed, and all tables were found.
+    begun: AtomicBool,
+    /// Whether the image may be changed: that, and bitmaps are marked.
     changing: AtomicBool,
+    /// Whether a bitmap keeps changes in memory.
+    recording: AtomicBool,
     /// Whether `geometry` is that of a snapshot.
     at_snapshot: bool,
     expanded_bytes: usize,
@@ -315,6 +325,32 @@ impl Format for Qcow2 {
 
     fn snapshot<'a>(&'a self, change: &'a SnapshotChange) -> Op<'a, ()> {
         if_writing(|| Op::future(self.watch(self.change_snapshots(change))))
+    }
+
+    fn record(&self, range: Range) {
+        if self.recording.load(Ordering::Acquire) {
+            self.bitmaps.lock().record(range);
+        }
+    }
+
+    fn claim<'a>(&'a self) -> Op<'a, ()> {
+        if_writing(|| Op::future(self.claim_bitmaps()))
+    }
+
+    fn stores_bitmaps(&self) -> bool {
+        self.version() >= 3
+    }
+
+    fn change_bitmaps<'a>(&'a self, change: &'a BitmapChange<'a>) -> Op<'a, ()> {
+        if_writing(|| Op::future(self.change_bitmaps(change)))
+    }
+
+    fn check_bitmap(&self, name: &str) -> Result<()> {
+        self.usable_bitmap(name).map(|_| ())
+    }
+
+    fn read_bitmap<'a>(&'a self, name: &'a str) -> Op<'a, DirtyBitmap> {
+        Op::future(self.read_bitmap(name))
     }
 
     fn clusters_in_use<'a>(&'a self, enough: u64) -> Op<'a, u64> {

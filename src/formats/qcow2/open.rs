@@ -4,33 +4,24 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32};
 
 use crate::cache::Cache;
-use crate::describe::Bitmap;
 use crate::drivers::{OpenContext, OpenOptions, OpenedFormat, backing_reference};
 use crate::engine::byte_granular;
 use crate::error::{Error, ErrorKind, Result};
-use crate::formats::qcow2::extension::{Extensions, directory_entry};
-use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, Problem};
+use crate::formats::qcow2::extension::Extensions;
+use crate::formats::qcow2::header::{Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, Problem};
 use crate::formats::qcow2::health::Health;
 use crate::formats::qcow2::metadata::Metadata;
 use crate::formats::qcow2::refcount::Refcounts;
 use crate::formats::qcow2::settings::Settings;
-use crate::formats::qcow2::{Geometry, Qcow2, encryption::Crypt, snapshot};
+use crate::formats::qcow2::{Geometry, Qcow2, bitmap, encryption::Crypt, snapshot};
 use crate::node::{Node, Range, ReadFlags, Role};
 use crate::op::BoxFuture;
 use crate::options::Options;
 use crate::policy::Reference;
 use crate::sync::{Lock, Mutex};
-
-/// Most persistent bitmaps.
-const MAX_BITMAPS: u32 = 65535;
-/// Largest bitmap directory in bytes.
-const MAX_BITMAP_DIRECTORY_BYTES: u64 = 64 << 20;
-/// Largest bitmap in bytes, in whole clusters.
-const MAX_BITMAP_BYTES: u64 = 512 << 20;
 
 pub(super) fn open(context: OpenContext<'_>) -> BoxFuture<'_, Result<OpenedFormat>> {
     Box::pin(async move {
@@ -68,7 +59,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
     let backing_name = backing_name(&header, &head)?;
     let settings = Settings::new(&options.driver_options, &header, options.image.discard)?;
     let directory = snapshot::read_table(&*file, &header).await?;
-    let bitmaps = read_bitmaps(&*file, &header, &extensions).await?;
+    let bitmaps = bitmap::read_directory(&*file, &header, &extensions).await?;
     let crypt = Crypt::open(&file, &header, &extensions, options).await?;
     let data = match (header.has_data_file(), options.structure_only) {
         (true, false) => Some(open_data_file(&*file, &extensions, name, options).await?),
@@ -95,10 +86,12 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         writable: !options.read_only,
         for_check: options.for_check,
         health: Health::new(options.report.clone()),
-        metadata: Metadata::new(&header, &extensions, &directory),
+        metadata: Metadata::new(&extensions, &directory, &bitmaps.places()),
         refcounts: Lock::new(Refcounts::new(raw.refcount_table_offset, raw.refcount_table_clusters.into())),
         cache: Cache::new(cache_bytes(options, &settings, &header), super::TABLE_EVENTS),
+        begun: AtomicBool::new(false),
         changing: AtomicBool::new(false),
+        recording: AtomicBool::new(false),
         at_snapshot: false,
         expanded_bytes: options.budgets.expanded_bytes,
         check_bytes: options.budgets.check_bytes,
@@ -109,7 +102,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         extensions,
         backing_name,
         directory: Mutex::new(directory),
-        bitmaps,
+        bitmaps: Mutex::new(bitmaps),
         crypt,
     };
     if raw_dirty && !options.read_only && !options.for_check {
@@ -209,49 +202,4 @@ async fn open_data_file(
         return Err(Error::invalid("the image names itself as its external data file").at_path(from));
     }
     Ok(byte_granular(node))
-}
-
-async fn read_bitmaps(file: &dyn Node, header: &Header, extensions: &Extensions) -> Result<Vec<Bitmap>> {
-    let Some(extension) = extensions.bitmaps else { return Ok(Vec::new()) };
-    if header.raw.autoclear_features & AUTOCLEAR_BITMAPS == 0 {
-        return Ok(Vec::new());
-    }
-    let field = |field, found, expected: &str| {
-        Problem::Field { field, found, expected: expected.to_string() }.invalid_at(extension.directory_offset)
-    };
-    if extension.count == 0 || extension.count > MAX_BITMAPS {
-        return Err(field("nb_bitmaps", extension.count.into(), "1 to 65535"));
-    }
-    if extension.directory_size > MAX_BITMAP_DIRECTORY_BYTES {
-        return Err(field("bitmap_directory_size", extension.directory_size, "at most 64 MiB"));
-    }
-    let end = extension.directory_offset.saturating_add(extension.directory_size);
-    let length = file.info().length;
-    if end > length {
-        return Err(Problem::Truncated { what: "the bitmap directory", found: length, expected: end }
-            .invalid_at(extension.directory_offset));
-    }
-    let mut bytes = vec![0; extension.directory_size as usize];
-    file.read(extension.directory_offset, &mut bytes, ReadFlags::default()).await?;
-    let mut rest = bytes.as_slice();
-    let mut bitmaps = Vec::new();
-    for _ in 0..extension.count {
-        let Some((entry, after)) = directory_entry(rest) else {
-            return Err(field("bitmap_directory_size", extension.directory_size, "room for every bitmap"));
-        };
-        if u64::from(entry.table_size) << header.cluster.bits() > MAX_BITMAP_BYTES {
-            return Err(field("bitmap_table_size", entry.table_size.into(), "a bitmap of at most 512 MiB"));
-        }
-        if entry.granularity_bits > 63 || entry.kind != 1 {
-            return Err(field("bitmap granularity_bits or type", entry.granularity_bits.into(), "9 to 31, type 1"));
-        }
-        bitmaps.push(Bitmap {
-            name: entry.name,
-            granularity: 1 << entry.granularity_bits,
-            in_use: entry.flags & 1 != 0,
-            auto: entry.flags & 2 != 0,
-        });
-        rest = after;
-    }
-    Ok(bitmaps)
 }

@@ -26,6 +26,7 @@ impl Qcow2 {
         let written = self.grow_disk(before, length, preallocation).await;
         if written.is_err() {
             self.geometry.lock().size = before;
+            self.resize_bitmaps(before);
         }
         written
     }
@@ -113,6 +114,7 @@ impl Qcow2 {
     async fn shrink_disk(&self, length: u64) -> Result<()> {
         self.check_size(length)?;
         self.begin_changing().await?;
+        self.prepare_bitmaps_for(length).await?;
         let before = self.geometry();
         let failed = |what: &str, error: Error| Error::new(error.kind(), alloc::format!("{what}: {error}"));
         self.lock_refcounts().await.pass_discards(Some(true));
@@ -138,6 +140,7 @@ impl Qcow2 {
             self.storage().resize(length, Preallocation::Off).await?;
         }
         self.put_size(length).await?;
+        self.resize_bitmaps(length);
         let refcounts = self.lock_refcounts().await;
         let end = self.end_of_use(&refcounts).await?;
         if end > 0 && end < self.file.info().length {
@@ -182,10 +185,12 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::TooLarge, "the L1 table would be larger than 32 MiB"));
         }
         self.begin_changing().await?;
+        self.prepare_bitmaps_for(length).await?;
         if needed > self.geometry().l1_entries {
             self.grow_l1_table(needed).await?;
         }
         self.geometry.lock().size = length;
+        self.resize_bitmaps(length);
         Ok(())
     }
 

@@ -72,7 +72,7 @@ impl Qcow2 {
             SnapshotChange::Apply(wanted) if directory.find(wanted).is_none() => {
                 missing("Failed to load snapshot: No such file or directory")
             }
-            SnapshotChange::Apply(_) if !self.bitmaps.is_empty() => {
+            SnapshotChange::Apply(_) if !self.bitmaps.lock().list.is_empty() => {
                 Err(Error::unsupported("Device has active dirty bitmaps"))
             }
             SnapshotChange::Delete(name) if directory.position(name).is_none() => missing("snapshot not found"),
@@ -394,7 +394,7 @@ impl Qcow2 {
         self.file.write(60, &pointer, WriteFlags::default()).await?;
         self.file.flush().await?;
         let new = Directory { snapshots, offset: at, bytes };
-        self.metadata.note_directories(&self.header, &self.extensions, &new);
+        self.metadata.note_directories(&self.extensions, &new, &self.bitmaps.lock().places());
         let old = core::mem::replace(&mut *self.directory.lock(), new);
         self.release_run(refcounts, old.offset, cluster.count(old.bytes));
         if self.settings.overlaps.has(Kind::InactiveL2) {

@@ -29,7 +29,7 @@ impl Qcow2 {
         if self.for_check {
             match self.read_directory(report, repair, &mut outdated).await? {
                 Ok(directory) => {
-                    self.metadata.note_directories(&self.header, &self.extensions, &directory);
+                    self.metadata.note_directories(&self.extensions, &directory, &self.bitmaps.lock().places());
                     *self.directory.lock() = directory;
                 }
                 Err(why) => {
