@@ -65,8 +65,7 @@ impl Pool {
     pub(super) fn open(settings: &Settings, patience: Duration) -> Result<Self> {
         let give_up = Instant::now() + Duration::from_secs(settings.open_timeout);
         let connection = loop {
-            let now = Instant::now();
-            let deadline = now + HANDSHAKE_TIME;
+            let deadline = Instant::now() + HANDSHAKE_TIME.min(patience);
             match Connection::open(settings, deadline, patience) {
                 Ok(connection) => break connection,
                 Err(error) if Instant::now() >= give_up => return Err(error),
@@ -152,6 +151,7 @@ impl Pool {
             let give_up = deadline.or_else(|| state.lost.map(|lost| lost + delay));
             drop(state);
             let time = if is_extra { EXTRA_TIME } else { HANDSHAKE_TIME };
+            let time = time.min(self.patience);
             let made = self.connect(Instant::now() + time);
             state = self.state();
             let error = match made {
