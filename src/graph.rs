@@ -514,11 +514,7 @@ impl Settings {
         let no_flush = options.take_switch("cache.no-flush")?;
         mode.direct = direct.or(mode.direct);
         mode.no_flush = no_flush.or(mode.no_flush);
-        if let Some(read_only) = options.take_switch("read-only")? {
-            if read_only && !mode.read_only {
-                mode.read_only = true;
-            }
-        }
+        mode.read_only |= options.take_switch("read-only")? == Some(true);
         if let Some(force_share) = options.take_switch("force-share")? {
             mode.force_share |= force_share;
         }

@@ -8,6 +8,7 @@ mod descriptions;
 mod io;
 mod luks;
 mod measures;
+mod nbd;
 mod options;
 mod snapshot;
 

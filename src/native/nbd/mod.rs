@@ -61,10 +61,10 @@ impl Nbd {
     /// As for [`Nbd::open`].
     pub fn open_patiently(settings: &Settings, read_only: bool, patience: Duration) -> Result<Arc<Self>> {
         let name = settings.name();
-        let pool = Pool::open(settings, patience).map_err(|error| error.at_path(&name))?;
+        let pool = Pool::open(settings, patience)?;
         if pool.export().flags.read_only() && !read_only {
             let error = Error::new(ErrorKind::PermissionDenied, "the server allows the export to be read only");
-            return Err(error.with_headline("Could not open image: Permission denied").at_path(&name));
+            return Err(error.with_headline("Could not open image: Permission denied"));
         }
         Ok(Arc::new(Nbd { pool, name, read_only, context: settings.context.clone() }))
     }
@@ -263,7 +263,7 @@ impl Node for Nbd {
             }
             Ok(())
         };
-        Op::Ready(refuse().map_err(|error| error.at_path(&self.name)))
+        Op::Ready(refuse())
     }
 
     fn close<'a>(&'a self) -> Op<'a, ()> {
