@@ -82,6 +82,9 @@ pub struct Graph<'a> {
 const FILTERS: [&str; 9] =
     ["blkdebug", "blkverify", "compress", "copy-on-read", "null-aio", "null-co", "preallocate", "quorum", "throttle"];
 
+/// Leaves that are called by where they are, whatever their other options.
+const NAMED_BY_PLACE: [&str; 1] = ["nbd"];
+
 /// Nesting of descriptions; each level costs stack.
 const MAX_NESTING: u32 = 32;
 
@@ -253,7 +256,11 @@ impl Graph<'_> {
                 let node = self.node(driver, &mut options, settings.mode, nesting).await?;
                 let is_plain =
                     self.host.has_leaf(driver) && all.iter().all(|(name, _)| ["driver", "filename"].contains(&name));
-                let shown = name.clone().or_else(|| (!is_plain).then(|| json_name(&all)));
+                let shown = match name {
+                    _ if NAMED_BY_PLACE.contains(&driver.as_str()) => Some(node.name()),
+                    Some(name) => Some(name),
+                    None => (!is_plain).then(|| json_name(&all)),
+                };
                 let whole = OpenOptions {
                     format: Some("raw".into()),
                     drivers: Drivers::none().with(&crate::formats::raw::DRIVER),
@@ -279,6 +286,9 @@ impl Graph<'_> {
             };
             let is_plain = !file.shown.starts_with("json:") && !options.iter().any(|(name, _)| names_another(name));
             let described = match name {
+                // The host's names have several forms.
+                Some(name) if self.host.parse_name(&name).is_none() => name,
+                Some(_) if is_plain => file.shown.clone(),
                 Some(name) => name,
                 None if is_plain => file.shown.clone(),
                 None => json_name(&all),
@@ -508,11 +518,7 @@ impl Settings {
         let no_flush = options.take_switch("cache.no-flush")?;
         mode.direct = direct.or(mode.direct);
         mode.no_flush = no_flush.or(mode.no_flush);
-        if let Some(read_only) = options.take_switch("read-only")? {
-            if read_only && !mode.read_only {
-                mode.read_only = true;
-            }
-        }
+        mode.read_only |= options.take_switch("read-only")? == Some(true);
         if let Some(force_share) = options.take_switch("force-share")? {
             mode.force_share |= force_share;
         }

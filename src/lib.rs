@@ -43,6 +43,7 @@ pub mod node;
 pub mod op;
 pub mod options;
 pub mod policy;
+pub mod protocols;
 pub mod ring;
 pub mod secret;
 pub mod sync;

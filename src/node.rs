@@ -196,6 +196,8 @@ pub trait Node: Send + Sync {
     fn info(&self) -> NodeInfo;
 
     /// What the range holds, from its start on: one extent, at most `range.len` long. Metadata only.
+    ///
+    /// Of a file, zeroes that have a place take up space there, and what is unallocated may read as anything.
     fn map<'a>(&'a self, range: Range, want: Want) -> Op<'a, Extent> {
         let _ = want;
         Op::ok(Extent { len: range.len, state: State::Data, host: None })

@@ -242,8 +242,15 @@ async fn refine(layer: &Arc<dyn Node>, host: Host, status: &mut Status) -> Resul
     }
     let below = file.map(Range::new(host.at, status.len.min(available)), Want::Precise).await?;
     status.len = status.len.min(below.len);
-    if below.state == State::Zero {
-        (status.zero, status.data) = (true, false);
+    match below.state {
+        // Zeroes that have a place in a file are stored there. Those of an image only have it set aside.
+        State::Zero => (status.zero, status.data) = (true, below.host.is_some() && !file.is_disk()),
+        // A file that says nothing of a range may hold anything there.
+        State::Unallocated if !file.is_disk() => {
+            (status.present, status.data) = (false, false);
+            (status.offset, status.file) = (None, None);
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -34,7 +34,8 @@ pub(crate) async fn contents(node: &Arc<dyn Node>, range: Range, want: Want) -> 
     }
     let status = Chain::of(node.clone()).status(range, want).await?;
     let state = if status.zero && !status.data { State::Zero } else { State::Data };
-    Ok(Extent { len: status.len, state, host: Some(Host { role: Role::File, at: range.start }) })
+    let host = (state == State::Data).then_some(Host { role: Role::File, at: range.start });
+    Ok(Extent { len: status.len, state, host })
 }
 
 /// The calls of [`Node`] that a filter hands on unchanged.

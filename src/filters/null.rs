@@ -68,8 +68,12 @@ impl Node for Null {
     }
 
     fn map<'a>(&'a self, range: Range, _want: Want) -> Op<'a, Extent> {
-        let state = if self.read_zeroes { State::Zero } else { State::Data };
-        Op::ok(Extent { len: range.len, state, host: Some(Host { role: Role::File, at: range.start }) })
+        let (state, host) = if self.read_zeroes {
+            (State::Zero, None)
+        } else {
+            (State::Data, Some(Host { role: Role::File, at: range.start }))
+        };
+        Op::ok(Extent { len: range.len, state, host })
     }
 
     fn read<'a>(&'a self, at: u64, into: &'a mut [u8], _flags: ReadFlags) -> Op<'a, ()> {

@@ -1,4 +1,4 @@
-//! The leaves of this machine for [`crate::graph`]: files, devices, a clock.
+//! The leaves of this machine for [`crate::graph`]: files, devices, exports of NBD servers, a clock.
 
 use alloc::sync::Arc;
 use std::collections::BTreeMap;
@@ -11,9 +11,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::filters::{Clock, Report, ThrottleGroup};
 use crate::graph::{Host, LeafMode};
 use crate::native::file::{CacheMode, File, FileOptions, Locking};
+use crate::native::nbd::Nbd;
 use crate::node::Node;
 use crate::op::Op;
 use crate::options::Options;
+use crate::protocols::nbd;
 
 /// Largest configuration file.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
@@ -120,13 +122,29 @@ impl Machine {
     }
 }
 
+/// An export of an NBD server. What nobody understands is told before a connection is made.
+fn export(options: &mut Options, mode: LeafMode) -> Result<Arc<dyn Node>> {
+    let settings = nbd::Settings::take(options)?;
+    match options.iter().next() {
+        None => Ok(Nbd::open(&settings, mode.read_only)?),
+        Some((name, _)) => Err(Error::invalid(format!("Block protocol 'nbd' doesn't support the option '{name}'"))),
+    }
+}
+
 impl Host for Machine {
     fn has_leaf(&self, driver: &str) -> bool {
-        ["file", "host_device", "host_cdrom"].contains(&driver)
+        ["file", "host_device", "host_cdrom", "nbd"].contains(&driver)
     }
 
     fn leaf<'a>(&'a self, driver: &'a str, options: &'a mut Options, mode: LeafMode) -> Op<'a, Arc<dyn Node>> {
-        Op::Ready(self.file(driver, options, mode))
+        Op::Ready(match driver {
+            "nbd" => export(options, mode),
+            _ => self.file(driver, options, mode),
+        })
+    }
+
+    fn parse_name(&self, name: &str) -> Option<Result<Options>> {
+        nbd::parse_name(name)
     }
 
     fn read_text(&self, name: &str) -> Result<String> {

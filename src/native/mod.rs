@@ -1,10 +1,11 @@
-//! Files and block devices of this machine, image locks, and copying on several threads.
+//! Files and block devices of this machine, image locks, exports of NBD servers, and copying on several threads.
 
 mod direct;
 mod file;
 mod host;
 mod keyring;
 mod lock;
+pub mod nbd;
 mod opener;
 pub mod parallel;
 pub mod rebase;
@@ -12,4 +13,5 @@ pub mod rebase;
 pub use file::{CacheMode, File, FileOptions, Locking};
 pub use host::{Machine, MachineClock};
 pub use keyring::Secrets;
+pub use nbd::Nbd;
 pub use opener::{FileOpener, resolve};

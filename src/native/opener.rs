@@ -14,6 +14,7 @@ use crate::native::host::{Machine, plain_path};
 use crate::node::{Node, Role};
 use crate::op::Op;
 use crate::policy::{Gate, Opener, Reference};
+use crate::protocols::nbd::parse_name;
 
 /// Opens files of this machine. A relative name is looked for beside the image that names it.
 #[derive(Clone, Debug, Default)]
@@ -91,11 +92,14 @@ impl Opener for FileOpener {
     }
 }
 
-/// The path that `name` means in the image `from`.
+/// The path that `name` means in the image `from`, or the name itself if it is that of an export.
 ///
 /// # Errors
-/// The name is a `json:` description or names a protocol other than `file:`.
+/// The name is a `json:` description or names another protocol; or it is a relative path, and `from` is not a file.
 pub fn resolve(name: &str, from: &str) -> Result<String> {
+    if let Some(parsed) = parse_name(name) {
+        return parsed.map(|_| name.into());
+    }
     let Some(path) = plain_path(name) else {
         return Err(match unknown_protocol(name).filter(|_| !name.starts_with("json:")) {
             Some(protocol) => Error::unsupported(format!("Unknown protocol '{protocol}'")).at_path(name),
@@ -104,6 +108,9 @@ pub fn resolve(name: &str, from: &str) -> Result<String> {
     };
     if Path::new(&path).is_absolute() || from.is_empty() {
         return Ok(path);
+    }
+    if parse_name(from).is_some() {
+        return Err(Error::invalid(format!("Cannot use relative backing file names for '{from}'")));
     }
     let directory = Path::new(from).parent().unwrap_or_else(|| Path::new(""));
     Ok(directory.join(path).to_string_lossy().into_owned())

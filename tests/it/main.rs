@@ -7,6 +7,7 @@ mod encryption;
 mod growth;
 mod hostile;
 mod model;
+mod nbd;
 mod power_cut;
 mod races;
 mod repair;

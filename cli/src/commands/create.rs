@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use diskette::drivers::{CreateContext, CreateOption, Driver, Drivers};
+use diskette::drivers::{CreateContext, CreateOption, Driver, Drivers, OpenOptions};
+use diskette::engine::byte_granular;
+use diskette::graph::{Graph, LeafMode, unknown_protocol};
 use diskette::native::{CacheMode, File, FileOptions, resolve};
 use diskette::wire::parse_size;
 use diskette::{Error, Node, block_on};
@@ -12,7 +14,7 @@ use diskette::{Error, Node, block_on};
 use crate::args::CreateArgs;
 use crate::image_opts::split_options;
 use crate::number::{self, MAX_OFFSET};
-use crate::open::{Opened, Wish, explain, open_plainly};
+use crate::open::{Opened, Wish, explain, machine, open_plainly};
 use crate::output::{line, print};
 use crate::{Failure, Outcome, program};
 
@@ -248,7 +250,8 @@ pub(crate) fn make(
     let path = resolve(file, "").map_err(|error| Failure::new(explain(&error, file)))?;
     let data_path = options.get("data_file").map(|name| resolve(name, &path)).transpose()?;
     let paths = [Some(path.as_str()), data_path.as_deref()];
-    let paths: Vec<(&str, bool)> = paths.into_iter().flatten().map(|path| (path, Path::new(path).exists())).collect();
+    let existed = |path: &str| unknown_protocol(path).is_some() || Path::new(path).exists();
+    let paths: Vec<(&str, bool)> = paths.into_iter().flatten().map(|path| (path, existed(path))).collect();
     fill(driver, &path, data_path.as_deref(), size, options, cache).map_err(|error| {
         let emptied = |path: &str| std::fs::metadata(path).is_ok_and(|about| about.is_file() && about.len() == 0);
         for (path, _) in paths.into_iter().filter(|(path, existed)| !existed || emptied(path)) {
@@ -275,11 +278,31 @@ fn fill(
         }
     }
     let native = FileOptions { cache, ..FileOptions::default() };
-    let file: Arc<dyn Node> = File::create(path, native)?;
-    let data_file = match data_path {
-        Some(path) => Some(File::create(path, native)? as Arc<dyn Node>),
-        None => None,
-    };
+    let file = target(path, native)?;
+    let data_file = data_path.map(|path| target(path, native)).transpose()?;
     let keyring = crate::secrets::keyring();
-    block_on(create(CreateContext { file, data_file, size, options: &options, keyring: &keyring }))
+    block_on(async {
+        let (image, data) = (file.clone(), data_file.clone());
+        create(CreateContext { file: image, data_file: data, size, options: &options, keyring: &keyring }).await?;
+        for file in [Some(file), data_file].into_iter().flatten() {
+            file.close().await?;
+        }
+        Ok(())
+    })
+}
+
+/// A new file, or what a server has under that name: nothing can be made there.
+fn target(path: &str, options: FileOptions) -> Result<Arc<dyn Node>, Error> {
+    let Some(protocol) = unknown_protocol(path) else { return Ok(File::create(path, options)?) };
+    let machine = machine(options);
+    let graph = Graph { host: &machine, defaults: OpenOptions::default(), mode: LeafMode::default() };
+    let file = block_on(graph.open_file(path)).map_err(|error| {
+        let text = format!(
+            "Protocol driver '{protocol}' does not support creating new images, so an existing image must be selected as \
+             the target; however, opening the given target as an existing image failed: {}",
+            error.brief()
+        );
+        Error::new(error.kind(), text)
+    })?;
+    Ok(byte_granular(file))
 }

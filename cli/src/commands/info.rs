@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use diskette::describe::{Details, Snapshot};
-use diskette::native::{File, resolve};
+use diskette::drivers::Drivers;
+use diskette::native::{File, Nbd, resolve};
 use serde_json::{Map, Value as Json, json};
 
 use crate::args::{InfoArgs, Output};
@@ -122,6 +123,9 @@ fn text(opened: &Opened, details: &Details) -> String {
         out.push_str("Format specific information:\n");
         human::properties(&details.specific, 1, &mut out);
     }
+    if !has_format(opened) {
+        return out;
+    }
     let length = file_length(opened);
     out.push_str(&format!(
         "Child node '/file':\n    filename: {}\n    protocol type: {}\n    file length: {} ({length} bytes)\n    disk size: {disk_size}\n",
@@ -134,25 +138,38 @@ fn text(opened: &Opened, details: &Details) -> String {
 
 /// QEMU's name for the driver of the file.
 fn protocol(opened: &Opened) -> &'static str {
-    let file = opened.file.as_any();
-    let is = |found: Option<&File>| found.is_some_and(File::is_device);
-    if is(file.and_then(|any| any.downcast_ref())) { "host_device" } else { "file" }
+    let Some(file) = opened.file.as_any() else { return "file" };
+    match file.downcast_ref::<File>() {
+        Some(file) if file.is_device() => "host_device",
+        _ if file.is::<Nbd>() => "nbd",
+        _ => "file",
+    }
+}
+
+/// Whether there is a format over the file, rather than the file alone.
+fn has_format(opened: &Opened) -> bool {
+    Drivers::all().by_name(opened.image.format_name()).is_some()
 }
 
 fn value(opened: &Opened, details: &Details) -> Json {
     let actual = opened.file.allocated();
-    let file = json!({
+    // What a server does not tell is left out.
+    let is_local = protocol(opened) != "nbd";
+    let has_format = has_format(opened);
+    let mut file = json!({
         "children": [],
         "virtual-size": file_length(opened),
         "filename": opened.path,
         "format": protocol(opened),
-        "actual-size": actual,
-        "format-specific": { "type": "file", "data": {} },
-        "dirty-flag": false,
     });
+    if let (true, Json::Object(file)) = (is_local, &mut file) {
+        file.insert("actual-size".into(), json!(actual));
+        file.insert("format-specific".into(), json!({ "type": "file", "data": {} }));
+        file.insert("dirty-flag".into(), json!(false));
+    }
     let mut map = Map::new();
     let mut put = |name: &str, value: Json| map.insert(name.to_string(), value);
-    put("children", json!([{ "name": "file", "info": file }]));
+    put("children", if has_format { json!([{ "name": "file", "info": file }]) } else { json!([]) });
     if let Some(format) = details.backing.as_ref().and_then(|backing| backing.format.clone()) {
         put("backing-filename-format", json!(format));
     }
@@ -165,7 +182,9 @@ fn value(opened: &Opened, details: &Details) -> Json {
         put("cluster-size", json!(size));
     }
     put("format", json!(opened.image.format_name()));
-    put("actual-size", json!(actual));
+    if let Some(actual) = actual {
+        put("actual-size", json!(actual));
+    }
     if !details.specific.is_empty() {
         put("format-specific", json!({ "type": opened.image.format_name(), "data": human::object(&details.specific) }));
     }
@@ -179,7 +198,9 @@ fn value(opened: &Opened, details: &Details) -> Json {
     if details.encryption.is_some() {
         put("encrypted", json!(true));
     }
-    put("dirty-flag", json!(details.dirty));
+    if is_local || details.cluster_size.is_some() {
+        put("dirty-flag", json!(details.dirty));
+    }
     Json::Object(map)
 }
 

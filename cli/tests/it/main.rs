@@ -9,6 +9,7 @@ mod descriptions;
 mod io;
 mod luks;
 mod measures;
+mod nbd;
 mod options;
 mod repair;
 mod snapshot;

@@ -531,5 +531,8 @@ async fn grow(file: &dyn Node, end: u64, preallocation: Preallocation) -> Result
         return Ok(());
     }
     let mode = if preallocation == Preallocation::Metadata { Preallocation::Off } else { preallocation };
-    file.resize(end, mode).await
+    file.resize(end, mode).await.map_err(|error| {
+        let brief = alloc::format!("Could not resize image: {}", error.brief());
+        error.with_headline(brief)
+    })
 }

@@ -52,6 +52,13 @@ fn create(context: CreateContext<'_>) -> BoxFuture<'_, Result<()>> {
         };
         let size = context.size.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(context.size);
         context.file.resize(size, preallocation).await?;
+        let held = context.file.info();
+        if !held.zero_init {
+            // What was there before must not be taken for a format.
+            let head = [0; SECTOR_BYTES as usize];
+            let len = head.len().min(usize::try_from(held.length).unwrap_or(head.len()));
+            context.file.write(0, head.get(..len).unwrap_or_default(), WriteFlags::default()).await?;
+        }
         context.file.flush().await
     })
 }

@@ -1,0 +1,3 @@
+//! What is said to servers of disks, without the sockets it is said through.
+
+pub mod nbd;
