@@ -97,6 +97,13 @@ pub(crate) fn driver_for(format: &str) -> Result<&'static Driver, Failure> {
     }
 }
 
+/// Options of a new file, whatever is in it. They are hints, but for the space that raw images set aside.
+const FILE_OPTIONS: &[CreateOption] = &[
+    CreateOption { name: "extent_size_hint", kind: "size", help: "Extent size hint for the image file, 0 to disable" },
+    CreateOption { name: "nocow", kind: "bool (on/off)", help: "Turn off copy-on-write (valid only on btrfs)" },
+    CreateOption { name: "preallocation", kind: "str", help: "Preallocation mode (allowed values: off, falloc, full)" },
+];
+
 pub(crate) fn wants_help(options: &[String]) -> bool {
     options.iter().any(|text| text.split(',').any(|part| part == "help" || part == "?"))
 }
@@ -105,6 +112,10 @@ pub(crate) fn wants_help(options: &[String]) -> bool {
 pub(crate) fn print_options(driver: &Driver, with_file: bool) {
     let size = CreateOption { name: "size", kind: "size", help: "Virtual disk size" };
     let mut options: Vec<_> = driver.create_options.iter().chain([&size]).collect();
+    if with_file {
+        let own = |name: &str| driver.create_options.iter().any(|option| option.name == name);
+        options.extend(FILE_OPTIONS.iter().filter(|option| !own(option.name)));
+    }
     options.sort_by_key(|option| option.name);
     let mut text =
         if with_file { "Supported options:\n".into() } else { format!("Supported {} options:\n", driver.name) };
@@ -133,13 +144,17 @@ pub(crate) fn merge_options(texts: &[String]) -> Result<BTreeMap<String, String>
 /// Fails unless the driver knows every option and its value is of the right kind.
 pub(crate) fn check_options(driver: &Driver, options: &BTreeMap<String, String>) -> Result<(), Failure> {
     for (name, value) in options {
-        let known = driver.create_options.iter().find(|option| option.name == name).map(|option| option.kind);
+        let mut all = driver.create_options.iter().chain(FILE_OPTIONS);
+        let known = all.find(|option| option.name == name).map(|option| option.kind);
         let kind = known.or((name == "size").then_some("size"));
         match kind.ok_or_else(|| Failure::new(format!("Invalid parameter '{name}'")))? {
             "size" if parse_size(value).is_none() => {
                 return Err(Failure::new(format!(
                     "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
                 )));
+            }
+            "num" if value.parse::<i128>().is_ok_and(|number| number > u64::MAX.into()) => {
+                return Err(Failure::new(format!("Value '{value}' is too large for parameter '{name}'")));
             }
             "num" if value.parse::<i64>().is_err() && value.parse::<u64>().is_err() => {
                 return Err(Failure::new(format!("Parameter '{name}' expects a number")));
@@ -214,6 +229,8 @@ fn formatting_line(file: &str, format: &str, size: u64, options: &BTreeMap<Strin
             ("data_file_raw", None),
             ("lazy_refcounts", Some("off")),
             ("refcount_bits", Some("16")),
+            ("nocow", None),
+            ("extent_size_hint", None),
         ]
     } else {
         &[
@@ -226,7 +243,9 @@ fn formatting_line(file: &str, format: &str, size: u64, options: &BTreeMap<Strin
             ("hash-alg", None),
             ("iter-time", None),
             ("detached-header", None),
+            ("nocow", None),
             ("preallocation", None),
+            ("extent_size_hint", None),
         ]
     };
     let mut line = format!("Formatting '{file}', fmt={format}");
@@ -272,6 +291,7 @@ fn fill(
 ) -> Result<(), Error> {
     let create = driver.create.ok_or_else(|| Error::unsupported("this format cannot be made"))?;
     let mut options = options.clone();
+    options.retain(|name, _| driver.create_options.iter().any(|option| option.name == name) || name == "size");
     for option in driver.create_options.iter().filter(|option| option.kind.starts_with("bool")) {
         if let Some(value) = options.get_mut(option.name) {
             *value = switch(value).unwrap_or(value).to_string();

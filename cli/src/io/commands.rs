@@ -511,9 +511,8 @@ fn open(shell: &mut Shell, given: &Given) -> Outcome {
 }
 
 /// Whether an open image can get another value of the option: it says how the image is used, not which it is.
-fn changeable(name: &str) -> bool {
-    let qcow2 = Drivers::all().by_name("qcow2");
-    let known = qcow2.is_some_and(|driver| driver.open_options.contains(&name));
+fn changeable(name: &str, format: &str) -> bool {
+    let known = Drivers::all().by_name(format).is_some_and(|driver| driver.open_options.contains(&name));
     known && name != "data-file" && !name.starts_with("data-file.")
 }
 
@@ -526,14 +525,40 @@ fn reopen(shell: &mut Shell, given: &Given) -> Outcome {
     }
     let cache = given.value('c').map(|name| cache_mode(name, "")).transpose()?;
     let options = given.value('o').map(split_options).transpose()?.unwrap_or_default();
-    if let Some(name) = options.keys().find(|name| !changeable(name)) {
-        return Err(Failure::new(format!("Cannot change the option '{name}'")).into());
+    let mut options = Options::from(options);
+    if options.value("read-only").is_some() && (given.has('r') || given.has('w')) {
+        return Err(Failure::new("Cannot set both -r/-w and 'read-only'").into());
     }
-    let writable = if given.has('w') { Some(true) } else { given.has('r').then_some(false) };
+    if cache.is_some() && options.iter().any(|(name, _)| name.starts_with("cache.")) {
+        return Err(Failure::new("Cannot set both -c and the cache options").into());
+    }
+    for name in ["auto-read-only", "cache.direct", "cache.no-flush"] {
+        // Looked at here, and taken when the image is opened.
+        options.clone().take_switch(name).map_err(Failure::from)?;
+    }
+    let read_only = options.take_switch("read-only").map_err(Failure::from)?;
+    let image = shell.image()?;
+    let mut unchanged = Vec::new();
+    for (name, value) in options.iter() {
+        if shell.option(name).is_some_and(|now| now == value) {
+            unchanged.push(name.to_string());
+        } else if !changeable(name, image.format_name())
+            && !["auto-read-only", "cache.direct", "cache.no-flush"].contains(&name)
+        {
+            let own = name.rsplit('.').next().unwrap_or(name);
+            return Err(Failure::new(format!("Cannot change the option '{own}'")).into());
+        }
+    }
+    for name in unchanged {
+        options.take(&name);
+    }
+    drop(image);
+    let asked = if given.has('w') { Some(true) } else { given.has('r').then_some(false) };
+    let writable = asked.or(read_only.map(|read_only| !read_only));
     shell.reopen(|wish| {
         wish.writable = writable.unwrap_or(wish.writable);
         wish.cache = cache.unwrap_or(wish.cache);
-        for (name, value) in &options {
+        for (name, value) in options.iter() {
             wish.options.set(name, value);
         }
     })?;

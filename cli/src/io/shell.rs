@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use diskette::native::CacheMode;
 use diskette::options::Options;
-use diskette::{Image, block_on};
+use diskette::{Image, Node, Role, block_on};
 
 use super::commands::{self, Command, Outcome, Problem};
 use super::getopt::Given;
@@ -132,6 +132,25 @@ impl Shell {
                 self.current = Some(Current { opened, name, wish: before, given });
                 Err(failure)
             }
+        }
+    }
+
+    /// The value that an option of the open image has, if it was given or can be told from the image.
+    pub(super) fn option(&self, name: &str) -> Option<String> {
+        let current = self.current.as_ref()?;
+        if let Some(value) = current.wish.options.value(name) {
+            return Some(value.to_string());
+        }
+        let image = &current.opened.image;
+        match name {
+            "driver" => Some(image.format_name().to_string()),
+            "file.driver" => Some("file".to_string()),
+            "backing.driver" => {
+                let backing = image.child(Role::Backing)?;
+                let backing = backing.as_any()?.downcast_ref::<Image>()?;
+                Some(backing.format_name().to_string())
+            }
+            _ => None,
         }
     }
 
