@@ -6,9 +6,13 @@ use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand,
 #[derive(Debug, Parser)]
 #[command(name = "diskette", version, about, infer_long_args = true, args_override_self = true)]
 pub(crate) struct Cli {
-    /// A secret that options name: secret,id=ID with data=TEXT or file=NAME, and format=base64 if it is in that
+    /// What options name: secret,id=ID with data=TEXT or file=NAME and format=base64 if it is in that; or
+    /// throttle-group,id=ID with x-bps-total=BYTES, x-iops-total=REQUESTS and the like
     #[arg(long = "object", value_name = "OBJDEF", global = true)]
     pub(crate) objects: Vec<String>,
+    /// Open nothing that an image names, and let no image cost more than `inspect` allows
+    #[arg(long, global = true)]
+    pub(crate) untrusted: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use diskette::describe::SnapshotChoice;
 use diskette::drivers::{BackingChoice, CreateContext, OpenOptions};
@@ -14,7 +15,7 @@ use diskette::{Budgets, Error, Gate, Image, ImageOptions, Node, Opener, Policy, 
 
 use crate::args::ImageArgs;
 use crate::image_opts::image_options;
-use crate::{Failure, output, program};
+use crate::{Failure, output, program, secrets};
 
 /// Said about a file without a name.
 pub(crate) const NO_FILE_NAME: &str = "The 'file' block driver requires a file name";
@@ -117,11 +118,7 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     let read_only = !wish.writable || wish.temporary;
     let files = FileOptions { read_only, cache: wish.cache, force_share: wish.force_share, ..FileOptions::default() };
     let machine = machine(files);
-    let images = OpenOptions {
-        budgets: Budgets { check_bytes: 8 << 30, ..Budgets::default() },
-        keyring: crate::secrets::keyring(),
-        ..OpenOptions::default()
-    };
+    let images = OpenOptions { budgets: budgets(), keyring: crate::secrets::keyring(), ..OpenOptions::default() };
     let own = || {
         let files = FileOptions { read_only: true, ..files };
         Arc::new(FileOpener { options: files, machine: machine.clone(), images: images.clone() }) as Arc<dyn Opener>
@@ -130,7 +127,7 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
         host: &machine,
         defaults: OpenOptions {
             read_only,
-            gate: Gate::new(Policy::Allow, opener.unwrap_or_else(own)),
+            gate: Gate::new(policy(), opener.unwrap_or_else(own)),
             no_backing: wish.no_backing,
             image: ImageOptions {
                 discard: wish.discard,
@@ -196,9 +193,34 @@ fn overlay(image: Arc<Image>, defaults: &OpenOptions) -> Result<Arc<Image>, Fail
     made.map_err(failed)
 }
 
+static UNTRUSTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing is opened that an image names, and images may cost no more than those that nobody trusts.
+pub(crate) fn trust_nobody() {
+    UNTRUSTED.store(true, Ordering::Relaxed);
+}
+
+fn policy() -> Policy {
+    if UNTRUSTED.load(Ordering::Relaxed) { Policy::Deny } else { Policy::Allow }
+}
+
+fn budgets() -> Budgets {
+    if UNTRUSTED.load(Ordering::Relaxed) {
+        Budgets::default()
+    } else {
+        // As much as QEMU's tools would take.
+        Budgets { check_bytes: 8 << 30, ..Budgets::default() }
+    }
+}
+
 /// What descriptions of images can refer to.
 pub(crate) fn machine(files: FileOptions) -> Machine {
-    Machine { files, report: Some(Arc::new(|text: &str| output::line(text))), ..Machine::default() }
+    Machine {
+        files,
+        report: Some(Arc::new(|text: &str| output::line(text))),
+        throttle_groups: secrets::throttle_groups(),
+        ..Machine::default()
+    }
 }
 
 /// Fails if an image of the chain is encrypted and has no key: part of its contents cannot be read.

@@ -1,26 +1,41 @@
-//! `--object secret,…`: the secrets that options of images name.
+//! `--object`: secrets and groups of throttled nodes that options of images name.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use diskette::crypto::SectorCipher;
 use diskette::crypto::spec::{Cipher, Generator, Mode, SectorSpec};
-use diskette::native::Secrets;
+use diskette::filters::{Limits, ThrottleGroup};
+use diskette::native::{MachineClock, Secrets};
+use diskette::options::Options;
 use diskette::{Keyring, Secret};
 
 use crate::Failure;
 use crate::image_opts::split_options;
 
+const THROTTLE_GROUP: &str = "throttle-group";
 /// Bytes of a block of AES.
 const BLOCK: usize = 16;
 /// Bytes of a key that other secrets are wrapped with.
 const KEY_BYTES: usize = 32;
 
 static KEYRING: OnceLock<Keyring> = OnceLock::new();
+static GROUPS: OnceLock<Groups> = OnceLock::new();
+
+/// Groups of throttled nodes by name.
+type Groups = BTreeMap<String, Arc<ThrottleGroup>>;
 
 /// Reads the objects of the command line. To be called once, before anything is opened.
 pub(crate) fn load(objects: &[String]) -> Result<(), Failure> {
-    let keyring = Secrets::keyring(read(objects)?);
+    let (groups, secrets): (Vec<_>, Vec<_>) =
+        objects.iter().cloned().partition(|object| object.split(',').any(|part| part.ends_with(THROTTLE_GROUP)));
+    let mut named = Groups::new();
+    for group in &groups {
+        let (id, limits) = throttle_group(group)?;
+        named.insert(id, ThrottleGroup::new(limits, Arc::new(MachineClock::default())));
+    }
+    let _ = GROUPS.set(named);
+    let keyring = Secrets::keyring(read(&secrets)?);
     // Whoever came first keeps it; nobody does twice.
     let _ = KEYRING.set(keyring);
     Ok(())
@@ -29,6 +44,24 @@ pub(crate) fn load(objects: &[String]) -> Result<(), Failure> {
 /// The secrets of the command line.
 pub(crate) fn keyring() -> Keyring {
     KEYRING.get_or_init(|| Secrets::keyring(BTreeMap::new())).clone()
+}
+
+/// The groups of throttled nodes of the command line.
+pub(crate) fn throttle_groups() -> Groups {
+    GROUPS.get().cloned().unwrap_or_default()
+}
+
+/// A group with its name: `x-bps-total=…` and so on.
+fn throttle_group(object: &str) -> Result<(String, Limits), Failure> {
+    let mut options = Options::parse(object).map_err(Failure::from)?;
+    options.take(THROTTLE_GROUP);
+    options.take("qom-type");
+    let id = options.take("id").ok_or_else(|| Failure::new("Parameter 'id' is missing"))?;
+    let limits = Limits::take(&mut options, "x-").map_err(Failure::from)?;
+    match options.iter().next() {
+        Some((unknown, _)) => Err(Failure::new(format!("Parameter '{unknown}' is unexpected"))),
+        None => Ok((id, limits)),
+    }
 }
 
 fn read(objects: &[String]) -> Result<BTreeMap<String, Secret>, Failure> {

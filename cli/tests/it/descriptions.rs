@@ -112,3 +112,41 @@ fn options_that_nobody_understands_are_refused() {
         assert_same(&scratch, &["info", "--image-opts", options]);
     }
 }
+
+#[test]
+fn untrusted_images_open_nothing_that_they_name() {
+    let scratch = gallery();
+    scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "over.qcow2"]);
+    scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "split.qcow2", "1M"]);
+    let within = "json:{'driver': 'raw', 'file.filename': 'a.raw'}";
+    scratch.make("qemu-img", &["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", within, "smuggled.qcow2", "1M"]);
+    for image in ["over.qcow2", "split.qcow2", "smuggled.qcow2"] {
+        for args in [&["convert", "-O", "raw", image, "x"][..], &["map", image], &["compare", image, "a.raw"]] {
+            let mut refused = vec!["--untrusted"];
+            refused.extend(args);
+            let output = scratch.ours(&refused);
+            assert!(!output.status.success(), "{refused:?}");
+            assert!(text(&output.stderr).contains("does not allow"), "{refused:?}: {}", text(&output.stderr));
+            let trusted = scratch.ours(args);
+            assert!(!text(&trusted.stderr).contains("does not allow"), "{args:?}: {}", text(&trusted.stderr));
+        }
+        assert!(scratch.ours(&["info", "--untrusted", image]).status.success(), "{image}");
+    }
+    assert!(scratch.ours(&["--untrusted", "convert", "-O", "raw", "a.qcow2", "x"]).status.success());
+}
+
+#[test]
+fn a_throttled_disk_keeps_to_its_rate() {
+    let scratch = gallery();
+    let group = "throttle-group,id=slow,x-bps-total=4194304";
+    let disk = "driver=throttle,throttle-group=slow,file.driver=raw,file.file.filename=a.raw";
+    let begun = std::time::Instant::now();
+    let args =
+        ["io", "--object", group, "--image-opts", disk, "-c", "read 0 2M", "-c", "read 0 2M", "-c", "read 0 512"];
+    let output = scratch.ours(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    // Four MiB take a second, but for the tenth of a second that may come at once.
+    assert!(begun.elapsed().as_secs_f64() > 0.8, "{:?}", begun.elapsed());
+    let missing = scratch.ours(&["io", "--image-opts", disk, "-c", "read 0 512"]);
+    assert!(text(&missing.stderr).contains("Throttle group 'slow' does not exist"), "{}", text(&missing.stderr));
+}
