@@ -282,7 +282,8 @@ impl Graph<'_> {
             };
             // Options that say how the image is used, not which it is, are no part of its name.
             let names_another = |name: &str| {
-                ["offset", "size"].contains(&name) || name.starts_with("encrypt") || name.starts_with("backing")
+                let known = self.defaults.drivers.iter().any(|driver| driver.open_options.contains(&name));
+                !known || ["offset", "size"].contains(&name) || name.starts_with("encrypt")
             };
             let is_plain = !file.shown.starts_with("json:") && !options.iter().any(|(name, _)| names_another(name));
             let described = match name {

@@ -88,7 +88,7 @@ pub(crate) fn snapshots(snapshots: &[Snapshot]) -> String {
             seconds % 60,
             snapshot.vm_clock_nsec / 1_000_000 % 1000
         );
-        let icount = snapshot.icount.map(|count| count.to_string()).unwrap_or_default();
+        let icount = snapshot.icount.map_or("--".to_string(), |count| count.to_string());
         out.push_str(&format!(
             "{:<7} {:<16} {:>8} {:>19} {:>15} {:>10}\n",
             snapshot.id,

@@ -18,8 +18,10 @@ pub(crate) fn run(args: &ResizeArgs) -> Outcome {
         Some(other) => return Err(Failure::new(format!("Invalid preallocation mode '{other}'"))),
     };
     let [file, size] = args.words.as_slice() else {
-        let what = if args.words.len() < 2 { "Not enough arguments" } else { "Expecting image file name and size" };
-        return Err(Failure::new(format!("{what}\nTry '{} resize --help' for more info", program::name())));
+        return Err(Failure::new(format!(
+            "Expecting image file name and size\nTry '{} resize --help' for more info",
+            program::name()
+        )));
     };
     let (sign, digits) = match size.split_at_checked(1) {
         Some((sign @ ("+" | "-"), digits)) => (Some(sign), digits),

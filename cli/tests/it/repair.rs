@@ -8,9 +8,14 @@ fn alike(scratch: &Scratch, args: &[&str]) {
         args.iter().map(|word| if *word == "image" { name } else { *word }).collect()
     };
     let (ours, theirs) = (scratch.ours(&with("ours")), scratch.theirs(&with("theirs")));
-    let calm = |bytes: &[u8]| text(bytes).replace("theirs", "ours").replace("qemu-img", "diskette");
-    assert_eq!(text(&ours.stdout), calm(&theirs.stdout), "{args:?}");
-    assert_eq!(text(&ours.stderr), calm(&theirs.stderr), "{args:?}");
+    // How much of a file is holes is up to the program.
+    let calm = |bytes: &[u8]| -> String {
+        let text = text(bytes).replace("theirs", "ours").replace("qemu-img", "diskette");
+        let lines = text.split_inclusive('\n');
+        lines.filter(|line| !["disk size", "file length"].iter().any(|what| line.trim().starts_with(what))).collect()
+    };
+    assert_eq!(calm(&ours.stdout), calm(&theirs.stdout), "{args:?}");
+    assert_eq!(calm(&ours.stderr), calm(&theirs.stderr), "{args:?}");
     assert_eq!(ours.status.code(), theirs.status.code(), "{args:?}");
 }
 
@@ -93,7 +98,8 @@ fn snapshot_tables_that_are_incomplete_are_repaired_alike() {
     // Without extra data the texts follow at once.
     bytes[table + 36..table + 40].fill(0);
     bytes.copy_within(table + 64..table + 68, table + 40);
-    bytes.copy_within(table + 72..table + 200, table + 48);
+    let end = bytes.len();
+    bytes.copy_within(table + 72..end, table + 48);
     for name in ["ours", "theirs"] {
         std::fs::write(scratch.path().join(name), &bytes).unwrap();
     }
@@ -161,10 +167,9 @@ fn properties_change_as_with_qemu_img() {
     let commands = ["write -P 1 0 1M", "write -z 1M 256k", "write -P 2 3M 1M"];
     for options in ["cluster_size=64k", "cluster_size=4k", "compat=0.10", "lazy_refcounts=on"] {
         let scratch = pair(options, &commands, |_| {});
-        for name in ["ours", "theirs"] {
-            scratch.make("qemu-img", &["snapshot", "-c", "one", name]);
-            scratch.make("qemu-io", &["-c", "write -P 3 512k 64k", name]);
-        }
+        scratch.make("qemu-img", &["snapshot", "-c", "one", "ours"]);
+        scratch.make("qemu-io", &["-c", "write -P 3 512k 64k", "ours"]);
+        std::fs::copy(scratch.path().join("ours"), scratch.path().join("theirs")).unwrap();
         for wanted in [
             "compat=1.1",
             "refcount_bits=64",
