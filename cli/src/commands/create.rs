@@ -15,7 +15,7 @@ use crate::args::CreateArgs;
 use crate::image_opts::split_options;
 use crate::number::{self, MAX_OFFSET};
 use crate::open::{Opened, Wish, explain, machine, open_plainly};
-use crate::output::{line, print};
+use crate::output::{self, line, print};
 use crate::{Failure, Outcome, program};
 
 pub(crate) fn run(args: &CreateArgs) -> Outcome {
@@ -33,6 +33,8 @@ pub(crate) fn run(args: &CreateArgs) -> Outcome {
     let (options, size) = plan(args, driver, file, size).map_err(in_file)?;
     if !args.quiet {
         line(&formatting_line(file, driver.name, size, &options));
+        // Before anything that goes wrong is told.
+        output::flush();
     }
     make(file, driver, size, &options, CacheMode::Writeback).map_err(in_file)?;
     Ok(0)

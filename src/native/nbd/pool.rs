@@ -23,6 +23,8 @@ const RETRY_TIME: Duration = Duration::from_millis(100);
 pub(super) struct Connection {
     pub(super) socket: Socket,
     pub(super) session: Session,
+    /// Whether nobody is there any more to say goodbye to.
+    broken: bool,
 }
 
 impl Connection {
@@ -30,13 +32,15 @@ impl Connection {
         let mut socket = Socket::connect(&settings.address, deadline, patience)?;
         let export = negotiate(&mut socket, &settings.export, settings.context.as_deref())?;
         socket.settle();
-        Ok(Connection { socket, session: Session::new(export) })
+        Ok(Connection { socket, session: Session::new(export), broken: false })
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.session.disconnect(&mut self.socket);
+        if !self.broken {
+            self.session.disconnect(&mut self.socket);
+        }
     }
 }
 
@@ -200,9 +204,10 @@ impl Pool {
     }
 
     /// Gives up a connection that is of no use any more, and those that are likely to have ended with it.
-    fn abandon(&self, connection: Connection) {
+    fn abandon(&self, mut connection: Connection) {
+        connection.broken = true;
         drop(connection);
-        let idle = {
+        let mut idle = {
             let mut state = self.state();
             state.open = state.open.saturating_sub(1 + state.idle.len());
             if state.open == 0 {
@@ -210,6 +215,7 @@ impl Pool {
             }
             core::mem::take(&mut state.idle)
         };
+        idle.iter_mut().for_each(|connection| connection.broken = true);
         drop(idle);
         self.freed.notify_all();
     }
