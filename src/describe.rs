@@ -143,6 +143,8 @@ pub struct Details {
     pub snapshots: Vec<Snapshot>,
     /// Persistent bitmaps.
     pub bitmaps: Vec<Bitmap>,
+    /// Whether there were bitmaps until somebody wrote to the image who does not know them.
+    pub stale_bitmaps: bool,
     /// Feature bits that are set.
     pub features: Vec<Feature>,
     /// What only this format has, under QEMU's names and in its order.

@@ -150,6 +150,13 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     if wish.temporary {
         image = overlay(image, &graph.defaults)?;
     }
+    if image.describe().is_ok_and(|details| details.stale_bitmaps) {
+        eprintln!(
+            "{}: warning: a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent\n\
+             Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix.",
+            program::name()
+        );
+    }
     let file = image.child(Role::File).ok_or_else(|| Failure::new("the image has no file"))?;
     let path = file.name();
     let shown = image.name();

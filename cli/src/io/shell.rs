@@ -129,6 +129,7 @@ impl Shell {
             Err(failure) => {
                 // The image stays as it was.
                 let opened = open::open_plainly(&name, &before)?;
+                claim(&opened, &before)?;
                 self.current = Some(Current { opened, name, wish: before, given });
                 Err(failure)
             }

@@ -202,6 +202,26 @@ fn convert_copies_bitmaps_as_qemu_img_does() {
 }
 
 #[test]
+fn bitmaps_that_somebody_has_missed_are_told_once() {
+    let scratch = Scratch::new();
+    scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "image", "1M"]);
+    scratch.make("qemu-img", &["bitmap", "--add", "image", "x"]);
+    let path = scratch.path().join("image");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[88..96].fill(0);
+    std::fs::write(&path, bytes).unwrap();
+    let lines = |output: &std::process::Output| -> Vec<String> {
+        text(&output.stderr).replace("qemu-img: ", "diskette: ").lines().map(str::to_string).collect()
+    };
+    let (ours, theirs) = (scratch.ours(&["info", "image"]), scratch.theirs(&["info", "image"]));
+    assert_eq!(lines(&ours), lines(&theirs));
+    assert!(lines(&ours)[0].contains("a program lacking bitmap support modified this file"));
+    scratch.make(env!("CARGO_BIN_EXE_diskette"), &["io", "-c", "write 0 512", "image"]);
+    assert_same(&scratch, &["info", "image"]);
+    assert!(scratch.ours(&["info", "image"]).stderr.is_empty());
+}
+
+#[test]
 fn a_bitmap_that_does_not_fit_is_lost_and_told() {
     let scratch = Scratch::new();
     scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "image", "1G"]);

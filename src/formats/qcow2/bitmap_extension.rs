@@ -10,7 +10,7 @@ use byteorder::{BE, ByteOrder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::extension::BITMAPS;
-use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, AUTOCLEAR_DATA_FILE_RAW};
+use crate::formats::qcow2::header::AUTOCLEAR_BITMAPS;
 use crate::node::{Range, ReadFlags, WriteFlags};
 
 /// The smallest that a disk writes at once.
@@ -61,9 +61,11 @@ fn is_atomic(at: u64, len: u64) -> bool {
 }
 
 impl Qcow2 {
-    /// The autoclear features that the header says while the image is being changed.
-    pub(super) fn autoclear(&self, bitmaps: bool) -> u64 {
-        self.geometry().autoclear & AUTOCLEAR_DATA_FILE_RAW | if bitmaps { AUTOCLEAR_BITMAPS } else { 0 }
+    /// Whether the image had a bitmaps extension when it was opened that is not to be believed.
+    pub(super) fn has_stale_bitmaps(&self) -> bool {
+        let raw = &self.header.raw;
+        let believed = raw.autoclear_features & AUTOCLEAR_BITMAPS != 0;
+        raw.version >= 3 && self.extensions.bitmaps.is_some() && !believed
     }
 
     async fn put(&self, at: u64, bytes: &[u8]) -> Result<()> {
@@ -72,10 +74,11 @@ impl Qcow2 {
     }
 
     async fn believe_extension(&self, believe: bool) -> Result<()> {
-        let features = self.autoclear(believe);
-        self.put(88, &features.to_be_bytes()).await?;
+        let others = self.geometry().autoclear & !AUTOCLEAR_BITMAPS;
+        let features = others | if believe { AUTOCLEAR_BITMAPS } else { 0 };
+        self.file.write(88, &features.to_be_bytes(), WriteFlags::default()).await?;
         self.geometry.lock().autoclear = features;
-        Ok(())
+        self.file.flush().await
     }
 
     /// Lets the header point to a directory of `count` bitmaps. `believed` says whether it points to one now.

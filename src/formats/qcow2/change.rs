@@ -60,8 +60,11 @@ impl Qcow2 {
         }
         self.find_tables().await?;
         if self.version() >= 3 {
-            let bitmaps = if self.bitmaps.lock().directory.len > 0 { AUTOCLEAR_BITMAPS } else { 0 };
-            self.keep_autoclear(AUTOCLEAR_DATA_FILE_RAW | bitmaps).await?;
+            let bitmaps = self.bitmaps.lock().directory.len > 0;
+            self.keep_autoclear(AUTOCLEAR_DATA_FILE_RAW | if bitmaps { AUTOCLEAR_BITMAPS } else { 0 }).await?;
+            if self.has_stale_bitmaps() && !bitmaps {
+                self.remove_extension().await?;
+            }
             if self.is_lazy() {
                 self.set_incompatible(self.geometry().incompatible | INCOMPATIBLE_DIRTY).await?;
             }

@@ -36,6 +36,7 @@ impl Qcow2 {
             }),
             snapshots: self.directory.lock().snapshots.iter().map(|snapshot| snapshot.about.clone()).collect(),
             bitmaps: self.bitmap_list(),
+            stale_bitmaps: self.has_stale_bitmaps(),
             features: self.features(),
             specific: self.specific(),
             header: self.fields(),
