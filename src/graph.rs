@@ -236,7 +236,9 @@ impl Graph<'_> {
                 all.set_default("file.driver", "file");
             }
             let is_leaf = options.value("driver").is_some_and(|driver| self.is_protocol(driver));
-            if let Some(name) = options.value("filename").filter(|_| !is_leaf).map(ToString::to_string) {
+            // A file's name stands for what is in it only where a child is described.
+            let is_child = nesting + 1 < MAX_NESTING;
+            if let Some(name) = options.value("filename").filter(|_| !is_leaf && is_child).map(ToString::to_string) {
                 options.take("filename");
                 self.add_name(&name, &mut options)?;
             }
@@ -574,7 +576,7 @@ fn parse_json(text: &str) -> Result<Options> {
 }
 
 /// A name without `file:` in front. A path that looks like a protocol is told from one by its directory.
-fn plain_name(name: &str) -> String {
+pub(crate) fn plain_name(name: &str) -> String {
     match name.strip_prefix("file:") {
         Some(path) if unknown_protocol(path).is_some() => alloc::format!("./{path}"),
         Some(path) => path.to_string(),

@@ -226,7 +226,6 @@ pub(crate) fn machine(files: FileOptions) -> Machine {
         files,
         report: Some(Arc::new(|text: &str| output::line(text))),
         throttle_groups: secrets::throttle_groups(),
-        ..Machine::default()
     }
 }
 

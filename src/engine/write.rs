@@ -267,9 +267,6 @@ impl Image {
     /// # Errors
     /// As for a read and a write.
     pub async fn pull(&self, range: Range) -> Result<()> {
-        if self.backing.is_none() {
-            return Ok(());
-        }
         check_bounds(range.start, range.len, self.format.info().length).map_err(|error| self.explain(error))?;
         // Subclusters where there are any.
         let unit = match self.format.zero_granularity() {

@@ -103,7 +103,6 @@ pub struct Blkdebug {
     image: Arc<dyn Node>,
     alignment: u32,
     zero_alignment: u64,
-    discard_alignment: u64,
     state: Mutex<State>,
     report: Option<Report>,
 }
@@ -164,7 +163,6 @@ impl Blkdebug {
             image,
             alignment,
             zero_alignment: zero_alignment.max(alignment.into()),
-            discard_alignment: discard_alignment.max(alignment.into()),
             state: Mutex::new(state),
             report,
         })
@@ -492,7 +490,8 @@ impl Node for Blkdebug {
     }
 
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
-        let Some(middle) = aligned_part(range, self.discard_alignment) else { return Op::ok(()) };
+        // The optimal length is a hint; what is not made of whole blocks is left out.
+        let Some(middle) = aligned_part(range, self.alignment.into()) else { return Op::ok(()) };
         match self.check(IoKind::Discard, Some(middle)) {
             Ok(()) => self.image.discard(middle),
             Err(error) => Op::err(error),

@@ -286,7 +286,11 @@ impl File {
         if self.options.cache == CacheMode::Unsafe {
             return Ok(());
         }
-        self.file.sync_data().map_err(|error| self.failed(error, "flush", 0))
+        match self.file.sync_data() {
+            // Some devices have nothing to store.
+            Err(error) if self.is_device && error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            synced => synced.map_err(|error| self.failed(error, "flush", 0)),
+        }
     }
 
     /// `fallocate`, with `false` where it does not work. `can` remembers whether it ever will.

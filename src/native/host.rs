@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use std::collections::BTreeMap;
 use std::format;
 use std::os::unix::fs::FileTypeExt;
-use std::string::{String, ToString};
+use std::string::String;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -179,7 +179,6 @@ impl Host for Machine {
 
 /// The path of a plain file name, if that is what the name is: not a description and not a protocol.
 pub(super) fn plain_path(name: &str) -> Option<String> {
-    let path = name.strip_prefix("file:").unwrap_or(name);
-    let special = name.starts_with("json:") || (path == name && crate::graph::unknown_protocol(name).is_some());
-    (!special).then(|| path.to_string())
+    let special = name.starts_with("json:") || crate::graph::unknown_protocol(name).is_some();
+    (!special).then(|| crate::graph::plain_name(name))
 }

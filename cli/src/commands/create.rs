@@ -107,7 +107,10 @@ const FILE_OPTIONS: &[CreateOption] = &[
 ];
 
 pub(crate) fn wants_help(options: &[String]) -> bool {
-    options.iter().any(|text| text.split(',').any(|part| part == "help" || part == "?"))
+    let asks = |options: BTreeMap<String, String>| {
+        ["help", "?"].iter().any(|name| options.get(*name).is_some_and(|value| value == "on"))
+    };
+    options.iter().any(|text| split_options(text).is_ok_and(asks))
 }
 
 /// Lists the options of a format. Those of the file itself are known only once there is a file name.
@@ -198,7 +201,12 @@ pub(crate) fn add_backing(
 
 /// Opens what is to be the backing image of `file`, to see that it is there.
 pub(crate) fn check_backing(file: &str, backing: &str, format: Option<&String>) -> Result<Opened, Failure> {
-    let path = resolve(backing, file).map_err(|error| Failure::new(explain(&error, backing)))?;
+    let described = backing.starts_with("json:") || unknown_protocol(backing).is_some();
+    let path = if described {
+        backing.to_string()
+    } else {
+        resolve(backing, file).map_err(|error| Failure::new(explain(&error, backing)))?
+    };
     // Its size is all that matters, so it needs no key.
     open_plainly(&path, &Wish { format: format.cloned(), structure_only: true, ..Wish::default() })
 }

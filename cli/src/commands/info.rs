@@ -103,7 +103,7 @@ fn text(opened: &Opened, details: &Details) -> String {
     if let Some(backing) = &details.backing {
         let full = resolve(&backing.name, &opened.path).unwrap_or_else(|_| backing.name.clone());
         // Beside what a description is, nobody can tell.
-        let unknown = opened.name.starts_with("json:") && full != backing.name;
+        let unknown = opened.path.is_empty() && opened.name.starts_with("json:");
         if unknown {
             line(format!("backing file: {} (cannot determine actual path)", backing.name));
         } else if full == backing.name {
@@ -190,7 +190,7 @@ fn value(opened: &Opened, details: &Details) -> Json {
     }
     if let Some(backing) = &details.backing {
         let full = resolve(&backing.name, &opened.path).unwrap_or_else(|_| backing.name.clone());
-        if !opened.name.starts_with("json:") || full == backing.name {
+        if !opened.path.is_empty() {
             put("full-backing-filename", json!(full));
         }
         put("backing-filename", json!(backing.name));

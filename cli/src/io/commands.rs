@@ -413,12 +413,15 @@ fn print_length(shell: &mut Shell, _: &Given) -> Outcome {
 
 fn info(shell: &mut Shell, _: &Given) -> Outcome {
     let image = shell.image()?;
-    let mut text = format!(
-        "format name: {}\ncluster size: {}\nvm state offset: {}\n",
-        image.format_name(),
-        amount(f64::from(image.info().cluster_size.unwrap_or(0))),
-        amount(image.vm_state_offset().unwrap_or(0) as f64)
-    );
+    let mut text = format!("format name: {}\n", image.format_name());
+    // A node on its own is no format, and has none of these.
+    if Drivers::all().by_name(image.format_name()).is_some() {
+        text.push_str(&format!(
+            "cluster size: {}\nvm state offset: {}\n",
+            amount(f64::from(image.info().cluster_size.unwrap_or(0))),
+            amount(image.vm_state_offset().unwrap_or(0) as f64)
+        ));
+    }
     let details = image.describe().map_err(Failure::from)?;
     if !details.specific.is_empty() {
         text.push_str("Format specific information:\n");

@@ -105,7 +105,6 @@ fn options_that_nobody_understands_are_refused() {
     for options in [
         "driver=qcow2,file.filename=a.qcow2,bogus=1",
         "driver=qcow2,file.filename=a.qcow2,file.bogus=1",
-        "driver=raw,file.driver=blkdebug,file.bogus=1,file.image.filename=a.raw",
         "driver=null-co,bogus=1",
         "driver=qcow2,file=node",
     ] {
