@@ -31,6 +31,13 @@ impl Aligned {
         range.start.is_multiple_of(self.block) && range.len.is_multiple_of(self.block)
     }
 
+    /// The whole blocks of a range, if it has any.
+    fn aligned_part(&self, range: Range) -> Option<Range> {
+        let start = range.start.checked_next_multiple_of(self.block)?;
+        let end = range.end() - range.end() % self.block;
+        (start < end).then(|| Range::new(start, end - start))
+    }
+
     async fn read_unaligned(&self, range: Range, into: &mut [u8]) -> Result<()> {
         let wide = range.widen(self.block);
         let mut blocks = vec![0; wide.len as usize];
@@ -117,7 +124,21 @@ impl Node for Aligned {
 
     fn write_zeroes<'a>(&'a self, range: Range, flags: WriteFlags) -> Op<'a, ()> {
         if !self.is_aligned(range) {
-            return Op::err(crate::Error::unsupported("zeroing parts of blocks is a write"));
+            let Some(middle) = self.aligned_part(range) else {
+                return Op::err(crate::Error::unsupported("zeroing parts of blocks is a write"));
+            };
+            return Op::future(async move {
+                let whole = self.requests.begin(RequestKind::Write, middle);
+                whole.wait().await;
+                self.inner.write_zeroes(middle, flags).await?;
+                drop(whole);
+                let head = Range::new(range.start, middle.start - range.start);
+                let tail = Range::new(middle.end(), range.end() - middle.end());
+                for part in [head, tail].into_iter().filter(|part| part.len > 0) {
+                    self.write_unaligned(part, &vec![0; part.len as usize], flags).await?;
+                }
+                Ok(())
+            });
         }
         Op::future(async move {
             let request = self.requests.begin(RequestKind::Write, range);
@@ -127,7 +148,10 @@ impl Node for Aligned {
     }
 
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
-        if self.is_aligned(range) { self.inner.discard(range) } else { Op::ok(()) }
+        match self.aligned_part(range) {
+            Some(middle) => self.inner.discard(middle),
+            None => Op::ok(()),
+        }
     }
 
     fn flush<'a>(&'a self) -> Op<'a, ()> {

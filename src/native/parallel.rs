@@ -49,6 +49,10 @@ pub struct CopyOptions {
     pub out_of_order: bool,
     /// Whether whole clusters are stored compressed, where that saves space.
     pub compress: bool,
+    /// Most data that a worker moves at once, in bytes.
+    pub piece_bytes: usize,
+    /// Progress counts what has to be moved, of which [`bytes_to_copy`] says how much there is, rather than the disk.
+    pub count_moved: bool,
     /// Most bytes that are written in a second; 0 for no limit.
     pub bytes_per_second: u64,
     /// Is told of every sector that cannot be read, which is then taken for zeroes. Without it, the copy ends there.
@@ -66,6 +70,8 @@ impl Default for CopyOptions {
             offload: false,
             out_of_order: false,
             compress: false,
+            piece_bytes: BUFFER,
+            count_moved: false,
             bytes_per_second: 0,
             salvage: None,
         }
@@ -177,32 +183,7 @@ pub fn copy(
     options: CopyOptions,
     progress: &Progress<'_>,
 ) -> Result<(), CopyError> {
-    let cluster = target.info().cluster_size;
-    let image = target.as_any().and_then(|any| any.downcast_ref::<Image>());
-    let compressing = image.filter(|image| image.stores_compressed() && options.compress);
-    if options.compress && compressing.is_none() {
-        let error = Error::unsupported("Compression not supported for this file format");
-        return Err(CopyError { doing: None, error });
-    }
-    let options = CopyOptions { out_of_order: options.out_of_order || cluster.is_none(), ..options };
-    let cluster = cluster.unwrap_or(1);
-    let job = Copy {
-        chain: Chain::of(source.clone()),
-        source: &**source,
-        target: &**target,
-        compressing,
-        cluster: cluster.into(),
-        options,
-        length: source.info().length,
-        batch_bytes: u64::from(cluster).max(if options.offload { OFFLOAD_BYTES } else { BUFFER as u64 }),
-        queue: Mutex::default(),
-        turn: StdMutex::default(),
-        turn_changed: Condvar::new(),
-        started: Instant::now(),
-        written: AtomicU64::new(0),
-        done: AtomicU64::new(0),
-        error: Mutex::new(None),
-    };
+    let job = Copy::new(source, target, options)?;
     std::thread::scope(|scope| {
         for _ in 1..options.workers.max(1) {
             scope.spawn(|| job.work(progress));
@@ -212,6 +193,24 @@ pub fn copy(
     let error = job.error.lock().take();
     error.map_or(Ok(()), Err)
 }
+
+/// How many bytes a copy has to move, as its progress counts them.
+///
+/// # Errors
+/// What the source holds cannot be looked up.
+pub fn bytes_to_copy(source: &Arc<dyn Node>, target: &Arc<dyn Node>, options: CopyOptions) -> Result<u64, CopyError> {
+    let job = Copy::new(source, target, CopyOptions { salvage: options.salvage.map(|_| IGNORE), ..options })?;
+    let (mut at, mut bytes) = (0, 0);
+    while at < job.length {
+        let (len, kind) = job.look_up(Range::new(at, job.length - at))?;
+        bytes += if kind.is_some() { len } else { 0 };
+        at += len.max(1);
+    }
+    Ok(bytes)
+}
+
+/// Reports nothing.
+const IGNORE: fn(&CopyError) = |_| {};
 
 struct Copy<'a> {
     chain: Chain,
@@ -261,7 +260,40 @@ enum Kind {
 /// No batch has this number.
 const STOPPED: u64 = u64::MAX;
 
-impl Copy<'_> {
+impl<'a> Copy<'a> {
+    fn new(source: &'a Arc<dyn Node>, target: &'a Arc<dyn Node>, options: CopyOptions) -> Result<Self, CopyError> {
+        let cluster = target.info().cluster_size;
+        let image = target.as_any().and_then(|any| any.downcast_ref::<Image>());
+        let compressing = image.filter(|image| image.stores_compressed() && options.compress);
+        if options.compress && compressing.is_none() {
+            let error = Error::unsupported("Compression not supported for this file format");
+            return Err(CopyError { doing: None, error });
+        }
+        let options = CopyOptions { out_of_order: options.out_of_order || cluster.is_none(), ..options };
+        let cluster = cluster.unwrap_or(1);
+        Ok(Copy {
+            chain: Chain::of(source.clone()),
+            source: &**source,
+            target: &**target,
+            compressing,
+            cluster: cluster.into(),
+            options,
+            length: source.info().length,
+            batch_bytes: u64::from(cluster).max(if options.offload {
+                OFFLOAD_BYTES
+            } else {
+                options.piece_bytes as u64
+            }),
+            queue: Mutex::default(),
+            turn: StdMutex::default(),
+            turn_changed: Condvar::new(),
+            started: Instant::now(),
+            written: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            error: Mutex::new(None),
+        })
+    }
+
     fn work(&self, progress: &Progress<'_>) {
         let guard = StopOnPanic(self);
         let mut batch = Batch::default();
@@ -271,7 +303,9 @@ impl Copy<'_> {
                 Ok(false) => break,
                 Err(error) => return self.stop(Some(error)),
             }
-            let done = self.done.fetch_add(batch.range.len, Ordering::Relaxed) + batch.range.len;
+            let moved = || batch.pieces.iter().map(|(piece, _)| piece.len).sum::<u64>();
+            let part = if self.options.count_moved { moved() } else { batch.range.len };
+            let done = self.done.fetch_add(part, Ordering::Relaxed) + part;
             if progress(done).is_break() {
                 let error = Error::new(ErrorKind::Cancelled, "cancelled");
                 return self.stop(Some(CopyError { doing: None, error }));

@@ -76,7 +76,7 @@ pub(crate) fn run(args: &CommitArgs) -> Outcome {
         },
     );
     let closed = close(&base);
-    copied.map_err(|stopped| failed(stopped.error))?;
+    copied.map_err(|stopped| Failure::new(format!("Block job failed: {}", reason(&stopped.error))))?;
     closed?;
     progress.complete();
     // The images between are not what they were; with the target next to it, nothing needs this one's contents.
@@ -112,8 +112,10 @@ fn target(args: &CommitArgs) -> Result<u32, Failure> {
         };
         layers += 1;
         let path = resolve(&backing.name, &node.name()).unwrap_or_else(|_| backing.name.clone());
+        // A relative name is relative to the image, as the image's own is.
+        let place = |name: &str| resolve(name, &node.name()).ok().and_then(|path| std::fs::canonicalize(path).ok());
         match &args.base {
-            Some(wanted) if *wanted != backing.name && *wanted != path => {}
+            Some(wanted) if *wanted != backing.name && (place(wanted).is_none() || place(wanted) != place(&path)) => {}
             _ => return Ok(layers),
         }
         match node.child(diskette::Role::Backing) {

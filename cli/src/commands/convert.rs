@@ -8,7 +8,7 @@ use diskette::describe::{Bitmap, SnapshotChoice};
 use diskette::drivers::Driver;
 use diskette::engine::status::Chain;
 use diskette::filters::Concat;
-use diskette::native::parallel::{CopyError, CopyOptions, Step, copy};
+use diskette::native::parallel::{CopyError, CopyOptions, Step, bytes_to_copy, copy};
 use diskette::native::{File, FileOptions, Locking, resolve};
 use diskette::{Error, Node, Range, Role, Want, block_on};
 
@@ -25,6 +25,8 @@ use crate::{Failure, Outcome, program};
 
 /// Zeroes shorter than this are stored like data, unless `-S` says otherwise.
 const DEFAULT_SPARSE_BYTES: u64 = 4096;
+/// Progress is told after so many bytes at most, as QEMU does.
+const PROGRESS_BYTES: usize = 2 << 20;
 /// What is given up when it cannot be read.
 const SECTOR_BYTES: u64 = 512;
 /// As QEMU limits it.
@@ -240,8 +242,10 @@ fn copy_all(
         // QEMU looks through the source once before it copies, and reports what it cannot look at.
         survey(&chain, source.info().length);
     }
-    let progress = Progress::new(args.progress && !args.quiet, source.info().length);
+    let shown = args.progress && !args.quiet;
     let copy_options = CopyOptions {
+        piece_bytes: if shown { PROGRESS_BYTES } else { CopyOptions::default().piece_bytes },
+        count_moved: shown,
         workers: settings.workers,
         sparse_bytes: settings.sparse_bytes,
         target_is_zero: args.target_is_zero || fresh,
@@ -257,6 +261,12 @@ fn copy_all(
             (true, true) => Some(|_| {}),
         },
     };
+    let total = if shown {
+        bytes_to_copy(&source, &target_node, copy_options).map_err(|error| Failure::new(what_failed(&error)))?
+    } else {
+        source.info().length
+    };
+    let progress = Progress::new(shown, total);
     let show = |done| {
         progress.update(done);
         ControlFlow::Continue(())

@@ -110,7 +110,7 @@ pub(crate) fn wants_help(options: &[String]) -> bool {
     let asks = |options: BTreeMap<String, String>| {
         ["help", "?"].iter().any(|name| options.get(*name).is_some_and(|value| value == "on"))
     };
-    options.iter().any(|text| split_options(text).is_ok_and(asks))
+    options.iter().any(|text| !text.ends_with(',') && split_options(text).is_ok_and(asks))
 }
 
 /// Lists the options of a format. Those of the file itself are known only once there is a file name.
@@ -141,6 +141,11 @@ pub(crate) fn print_options(driver: &Driver, with_file: bool) {
 pub(crate) fn merge_options(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     let mut options = BTreeMap::new();
     for text in texts {
+        // A comma at the end would swallow the next option, were they joined.
+        let commas = text.bytes().rev().take_while(|byte| *byte == b',').count();
+        if text.starts_with(',') || commas % 2 == 1 {
+            return Err(Failure::new(format!("Invalid option list: {text}")));
+        }
         options.extend(split_options(text)?);
     }
     Ok(options)

@@ -413,9 +413,12 @@ fn print_length(shell: &mut Shell, _: &Given) -> Outcome {
 
 fn info(shell: &mut Shell, _: &Given) -> Outcome {
     let image = shell.image()?;
-    let mut text = format!("format name: {}\n", image.format_name());
-    // A node on its own is no format, and has none of these.
-    if Drivers::all().by_name(image.format_name()).is_some() {
+    let name = format!("format name: {}\n", image.format_name());
+    let mut text = name.clone();
+    if Drivers::all().by_name(image.format_name()).is_none() {
+        // What is no format is named as the protocol, too, and has none of these.
+        text.push_str(&name);
+    } else {
         text.push_str(&format!(
             "cluster size: {}\nvm state offset: {}\n",
             amount(f64::from(image.info().cluster_size.unwrap_or(0))),
@@ -502,7 +505,10 @@ fn open(shell: &mut Shell, given: &Given) -> Outcome {
         how.discard = discard_mode(mode)?;
     }
     match (given.value('o'), given.arguments.as_slice()) {
-        (None, [name]) => shell.open(name, None, false, Options::new(), how)?,
+        (None, [name]) => {
+            let image_opts = how.image_opts;
+            shell.open(name, None, image_opts, Options::new(), how)?;
+        }
         (Some(options), []) => shell.open(options, None, true, Options::new(), how)?,
         (Some(options), [name]) => {
             let options = Options::parse(options).map_err(Failure::from)?;

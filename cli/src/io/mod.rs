@@ -20,6 +20,7 @@ const PROMPT: &str = "qemu-io> ";
 
 pub(crate) fn run(args: &IoArgs) -> Outcome {
     let mut defaults = Defaults {
+        image_opts: args.image_opts,
         read_only: args.read_only,
         force_share: args.force_share,
         snapshot: args.snapshot,

@@ -16,6 +16,8 @@ use crate::{Failure, output, program};
 /// How images are opened unless a command says otherwise.
 #[derive(Clone, Debug)]
 pub(super) struct Defaults {
+    /// Whether names are lists of options.
+    pub(super) image_opts: bool,
     pub(super) read_only: bool,
     pub(super) force_share: bool,
     pub(super) snapshot: bool,
@@ -27,6 +29,7 @@ pub(super) struct Defaults {
 impl Default for Defaults {
     fn default() -> Self {
         Defaults {
+            image_opts: false,
             read_only: false,
             force_share: false,
             snapshot: false,

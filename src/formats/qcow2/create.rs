@@ -424,7 +424,10 @@ async fn create_image(context: CreateContext<'_>) -> Result<()> {
     let metadata = Range::new(0, places.end << cluster.bits());
     if file.info().zero_init {
         file.resize(0, Preallocation::Off).await?;
-        file.resize(metadata.len, Preallocation::Off).await?;
+        // The L1 table comes last, and the rest of its last cluster need not be there.
+        let l1_end = places.l1_table + plan.l1_entries() * 8;
+        let is_last = places.l1_table > 0 && places.luks == metadata.len && plan.preallocation == Preallocation::Off;
+        file.resize(if is_last { l1_end } else { metadata.len }, Preallocation::Off).await?;
     } else {
         zero_out(&*file, metadata).await?;
     }
