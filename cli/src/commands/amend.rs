@@ -23,7 +23,7 @@ pub(crate) fn run(args: &AmendArgs) -> Outcome {
             program::name()
         )));
     }
-    if let (true, Some(format)) = (wants_help(&args.options), args.image.format.as_deref()) {
+    if let (true, Some(format)) = (wants_help(&args.options)?, args.image.format.as_deref()) {
         let driver = driver_for(format)?;
         print_options(driver);
         return Ok(0);
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &AmendArgs) -> Outcome {
     };
     let opened = open(file, &wish)?;
     let driver = driver_for(opened.image.format_name())?;
-    if wants_help(&args.options) {
+    if wants_help(&args.options)? {
         print_options(driver);
         return Ok(0);
     }

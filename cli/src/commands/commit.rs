@@ -113,9 +113,11 @@ fn target(args: &CommitArgs) -> Result<u32, Failure> {
         layers += 1;
         let path = resolve(&backing.name, &node.name()).unwrap_or_else(|_| backing.name.clone());
         // A relative name is relative to the image, as the image's own is.
-        let place = |name: &str| resolve(name, &node.name()).ok().and_then(|path| std::fs::canonicalize(path).ok());
+        let wanted_place =
+            |name: &str| resolve(name, &node.name()).ok().and_then(|path| std::fs::canonicalize(path).ok());
+        let place = std::fs::canonicalize(&path).ok();
         match &args.base {
-            Some(wanted) if *wanted != backing.name && (place(wanted).is_none() || place(wanted) != place(&path)) => {}
+            Some(wanted) if *wanted != backing.name && (place.is_none() || wanted_place(wanted) != place) => {}
             _ => return Ok(layers),
         }
         match node.child(diskette::Role::Backing) {

@@ -37,14 +37,14 @@ pub(crate) fn run(args: &ConvertArgs) -> Outcome {
     let (target_name, source_names) = match args.files.split_last() {
         Some((target, sources)) if !sources.is_empty() => (target.as_str(), sources),
         last => {
-            if wants_help(&args.options) {
+            if wants_help(&args.options)? {
                 print_options(driver, last.is_some());
                 return Ok(0);
             }
             return Err(Failure::new("Must specify image file name"));
         }
     };
-    if wants_help(&args.options) {
+    if wants_help(&args.options)? {
         print_options(driver, true);
         return Ok(0);
     }

@@ -19,7 +19,7 @@ use crate::output::{self, line, print};
 use crate::{Failure, Outcome, program};
 
 pub(crate) fn run(args: &CreateArgs) -> Outcome {
-    if wants_help(&args.options) {
+    if wants_help(&args.options)? {
         print_options(driver_for(&args.format)?, args.file.is_some());
         return Ok(0);
     }
@@ -106,11 +106,13 @@ const FILE_OPTIONS: &[CreateOption] = &[
     CreateOption { name: "preallocation", kind: "str", help: "Preallocation mode (allowed values: off, falloc, full)" },
 ];
 
-pub(crate) fn wants_help(options: &[String]) -> bool {
-    let asks = |options: BTreeMap<String, String>| {
-        ["help", "?"].iter().any(|name| options.get(*name).is_some_and(|value| value == "on"))
-    };
-    options.iter().any(|text| !text.ends_with(',') && split_options(text).is_ok_and(asks))
+/// Whether the options are to be listed.
+///
+/// # Errors
+/// They are no list.
+pub(crate) fn wants_help(options: &[String]) -> Result<bool, Failure> {
+    let options = merge_options(options)?;
+    Ok(["help", "?"].iter().any(|name| options.get(*name).is_some_and(|value| value == "on")))
 }
 
 /// Lists the options of a format. Those of the file itself are known only once there is a file name.

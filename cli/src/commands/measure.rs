@@ -24,7 +24,7 @@ pub(crate) fn run(args: &MeasureArgs) -> Outcome {
     if file.is_none() && (args.image_opts || args.format.is_some() || args.snapshot.is_some()) {
         return Err(Failure::new("--image-opts, -f, and -l require a filename argument."));
     }
-    let help = wants_help(&args.options);
+    let help = wants_help(&args.options)?;
     if !help && file.is_none() && size.is_none() {
         return Err(Failure::new("Either --size N or one filename must be specified."));
     }
