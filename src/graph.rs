@@ -467,8 +467,12 @@ impl Graph<'_> {
                 return Ok(node);
             }
         };
-        options.finish(driver)?;
-        Ok(node)
+        match options.iter().next() {
+            Some((name, _)) if ["blkdebug", "blkverify", "null-aio", "null-co"].contains(&driver) => {
+                Err(Error::invalid(alloc::format!("Block protocol '{driver}' doesn't support the option '{name}'")))
+            }
+            _ => options.finish(driver).map(|()| node),
+        }
     }
 
     fn throttle_group(&self, options: &mut Options) -> Result<Arc<ThrottleGroup>> {

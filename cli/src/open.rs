@@ -100,11 +100,9 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     }
     let options = if wish.image_opts { image_options(name)? } else { wish.options.clone() };
     let name = (!wish.image_opts).then_some(name);
-    let failed = |error: Error| {
-        // What was given as options is known, whatever it is called.
-        let path = error.context().path.clone().filter(|path| name.is_none() && path.starts_with("json:"));
-        Failure::new(explain(&error, path.as_deref().or(name).unwrap_or_default()))
-    };
+    // What was given, by its name or by options, is known.
+    let called = name.or(options.value("file.filename")).unwrap_or_default().to_string();
+    let failed = |error: Error| Failure::new(explain(&error, &called));
     if wish.writable && options.value("read-only").is_some_and(|value| ["on", "yes", "true", "y"].contains(&value)) {
         return Err(Failure::new("Block node is read-only"));
     }

@@ -161,7 +161,10 @@ struct Loop(String);
 impl Loop {
     fn over(scratch: &Scratch, name: &str) -> Option<Self> {
         let output = Command::new("losetup").args(["-f", "--show"]).arg(scratch.path().join(name)).output().ok()?;
-        output.status.success().then(|| Loop(text(&output.stdout).trim().to_string()))
+        let device = output.status.success().then(|| Loop(text(&output.stdout).trim().to_string()))?;
+        // A device that somebody left read-only stays so.
+        let _ = Command::new("blockdev").args(["--setrw", &device.0]).status();
+        Some(device)
     }
 }
 

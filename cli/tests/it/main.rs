@@ -468,6 +468,10 @@ impl Device {
         let output = scratch.run("losetup", &[options, &["--find", "--show", file]].concat());
         let name = text(&output.stdout).trim().to_string();
         if output.status.success() {
+            if options.is_empty() {
+                // A device that somebody left read-only stays so.
+                let _ = Command::new("blockdev").args(["--setrw", &name]).status();
+            }
             return Some(Device(name));
         }
         eprintln!("no block device can be made here: {}", text(&output.stderr));
