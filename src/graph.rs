@@ -231,6 +231,9 @@ impl Graph<'_> {
             let nesting = nesting.checked_sub(1).ok_or_else(|| {
                 Error::new(ErrorKind::OverBudget, alloc::format!("descriptions are nested deeper than {MAX_NESTING}"))
             })?;
+            // Images within a description are images of the chain, too.
+            let mut gate = self.defaults.gate.clone();
+            gate.depth = gate.depth.saturating_add(MAX_NESTING - 1 - nesting);
             let mut all = options.clone();
             if options.value("file.filename").is_some() && !FILTERS.contains(&options.value("driver").unwrap_or("")) {
                 all.set_default("file.driver", "file");
@@ -271,6 +274,7 @@ impl Graph<'_> {
                     read_only: settings.mode.read_only,
                     image: settings.image,
                     backing: BackingChoice::Nothing,
+                    gate,
                     ..self.defaults.clone()
                 };
                 return open(node, &whole).await;
@@ -324,6 +328,7 @@ impl Graph<'_> {
                 read_only: settings.mode.read_only,
                 image: settings.image,
                 backing: settings.backing,
+                gate,
                 ..self.defaults.clone()
             };
             for role in ["data-file", "header"] {

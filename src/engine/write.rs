@@ -184,7 +184,16 @@ impl Image {
             Some(bytes) => self.format.store_compressed(at, bytes).await,
             None => self.write_mapped(&request, at, cluster).await,
         };
-        stored.map_err(|error| self.explain(error))
+        stored.map_err(|error| self.explain(error))?;
+        self.write_through().await
+    }
+
+    /// Flushes if every write is to be on stable storage when it is done.
+    async fn write_through(&self) -> Result<()> {
+        if !self.options.write_through {
+            return Ok(());
+        }
+        self.format.flush().await.map_err(|error| self.explain(error))
     }
 
     /// Reads VM state, `at` bytes from where it begins. What was never written reads as zeroes.
@@ -258,7 +267,8 @@ impl Image {
         request.mark_serialising(self.granularity());
         request.wait().await;
         let _recorded = self.recording(range);
-        self.write_placed(&request, at, from, placed).await.map_err(|error| self.explain(error))
+        self.write_placed(&request, at, from, placed).await.map_err(|error| self.explain(error))?;
+        self.write_through().await
     }
 
     /// Stores what the range reads as from the backing image, in whole clusters, and leaves the rest alone. What is zero

@@ -14,6 +14,9 @@ use crate::options::Options;
 /// Size of a disk whose options give none.
 const DEFAULT_BYTES: u64 = 1 << 30;
 
+/// Longest latency: a minute.
+const MAX_LATENCY_NS: u64 = 60_000_000_000;
+
 /// A disk without storage. What is read from it is left as it was in the caller's buffer, or is zero.
 pub struct Null {
     name: &'static str,
@@ -45,6 +48,11 @@ impl Null {
         if i64::try_from(size).is_err() {
             return Err(Error::invalid("size is beyond 2^63"));
         }
+        if latency_ns > MAX_LATENCY_NS {
+            return Err(Error::invalid(alloc::format!(
+                "latency-ns is {latency_ns}, expected at most {MAX_LATENCY_NS}"
+            )));
+        }
         if latency_ns > 0 && clock.is_none() {
             return Err(Error::unsupported("latency-ns needs a clock, and the host has none"));
         }
@@ -56,7 +64,7 @@ impl Null {
             return Op::err(error);
         }
         match &self.clock {
-            Some(clock) if self.latency_ns > 0 => clock.sleep_until(clock.now() + self.latency_ns),
+            Some(clock) if self.latency_ns > 0 => clock.sleep_until(clock.now().saturating_add(self.latency_ns)),
             _ => Op::ok(()),
         }
     }

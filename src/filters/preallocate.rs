@@ -61,6 +61,10 @@ impl Preallocate {
         }
         let mut known = self.end.lock().await;
         let reserved = self.file.info().length;
+        // Known before the file gets longer, so that others wait rather than take what is set aside for data.
+        let before = known.unwrap_or(reserved);
+        *known = Some(before);
+        *self.known_end.lock() = Some(before);
         if end > reserved {
             let wanted = end.saturating_add(self.bytes).div_ceil(self.align).saturating_mul(self.align);
             let range = Range::new(reserved, wanted - reserved);
@@ -70,7 +74,7 @@ impl Preallocate {
                 let _ = self.file.resize(end, Preallocation::Off).await;
             }
         }
-        let new = known.unwrap_or(reserved).max(end);
+        let new = before.max(end);
         *known = Some(new);
         *self.known_end.lock() = Some(new);
         Ok(())

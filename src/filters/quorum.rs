@@ -120,7 +120,14 @@ impl Quorum {
             let op = call(child);
             pending.push(alloc::boxed::Box::pin(async move { op.await }));
         }
-        self.settle(join_all(pending).await)
+        let mut outcomes = join_all(pending).await;
+        // What one copy cannot do has to be done otherwise on all.
+        let refused =
+            |outcome: &Result<()>| outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unsupported);
+        match outcomes.iter().position(refused) {
+            Some(place) => outcomes.swap_remove(place),
+            None => self.settle(outcomes),
+        }
     }
 
     async fn read_first(&self, at: u64, into: &mut [u8], flags: ReadFlags) -> Result<()> {
@@ -183,7 +190,8 @@ impl Quorum {
         let mut shortest = range.len;
         let mut zero = 0;
         for child in &self.children {
-            let extent = crate::filters::contents(child, range, want).await?;
+            // A copy that cannot tell does not vote; the range is read then.
+            let Ok(extent) = crate::filters::contents(child, range, want).await else { continue };
             shortest = shortest.min(extent.len);
             zero += usize::from(extent.state == State::Zero);
         }

@@ -185,7 +185,8 @@ impl ThrottleGroup {
             if wait <= 0.0 {
                 break;
             }
-            self.clock.sleep_until(now + (wait * NANOSECONDS) as u64 + 1).await?;
+            let time = now.saturating_add((wait * NANOSECONDS) as u64).saturating_add(1);
+            self.clock.sleep_until(time).await?;
         }
         let size = state.limits.iops_size;
         let requests = if size > 0 && bytes > size { bytes as f64 / size as f64 } else { 1.0 };

@@ -577,7 +577,8 @@ impl Node for File {
     fn resize<'a>(&'a self, length: u64, preallocation: Preallocation) -> Op<'a, ()> {
         let was_empty = self.length.load(Ordering::Acquire) == 0;
         let mut result = self.set_length(length, preallocation);
-        if result.is_ok() && was_empty && length > 0 && !self.is_device {
+        let whole = length.min(FIRST_BLOCK as u64).is_multiple_of(self.alignment.request.into());
+        if result.is_ok() && was_empty && length > 0 && !self.is_device && whole {
             // As QEMU does, so that the block size for direct I/O can be found out from the file.
             let block = [0; FIRST_BLOCK];
             result = self.write_bounced(0, block.get(..length.min(FIRST_BLOCK as u64) as usize).unwrap_or(&block));

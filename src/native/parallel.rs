@@ -491,7 +491,10 @@ impl<'a> Copy<'a> {
                 return Ok((sector.len, Some(Kind::Data)));
             }
         };
-        let kind = if options.skip_unallocated && (!status.present || status.depth >= options.own_layers) {
+        // A layer of its own that ends before this place hides what the base has there.
+        let next = status.depth.saturating_add(1);
+        let hidden = !status.present && next < options.own_layers && (next as usize) < self.chain.layers().len();
+        let kind = if options.skip_unallocated && !hidden && (!status.present || status.depth >= options.own_layers) {
             None
         } else if status.zero && options.sparse_bytes > 0 {
             (!options.target_is_zero || options.skip_unallocated).then_some(Kind::Zero)

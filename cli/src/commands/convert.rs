@@ -237,7 +237,11 @@ fn copy_all(
     // source's chain, everything is.
     let chain = Chain::of(source.clone());
     let is_base = |layer: &Arc<dyn Node>| layer.child(Role::File).map(|file| file.identity()) == base_file;
-    let shared = base_file.as_ref().and_then(|_| chain.layers().iter().position(is_base));
+    let shared = base_file
+        .as_ref()
+        .and_then(|_| chain.layers().iter().position(is_base))
+        // At a snapshot the source is not what its file shows as a backing image.
+        .filter(|layers| *layers > 0 || args.snapshot.is_none());
     if args.salvage && !args.quiet && program::is_tool() {
         // QEMU looks through the source once before it copies, and reports what it cannot look at.
         survey(&chain, source.info().length);

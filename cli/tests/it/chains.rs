@@ -121,3 +121,39 @@ fn what_makes_no_sense_is_refused_in_qemus_words() {
         assert_eq!(ours.status.code(), theirs.status.code(), "{args:?}");
     }
 }
+
+#[test]
+fn what_a_short_image_hides_stays_hidden() {
+    let scratch = Scratch::new();
+    let make = |name: &str, size: &str, backing: Option<&str>| {
+        let mut args = vec!["create", "-q", "-f", "qcow2"];
+        if let Some(backing) = backing {
+            args.extend(["-b", backing, "-F", "qcow2"]);
+        }
+        args.extend([name, size]);
+        scratch.make("qemu-img", &args);
+    };
+    make("base", "10M", None);
+    scratch.make("qemu-io", &["-c", "write -q -P 9 6M 1M", "-c", "write -q -P 8 0 1M", "base"]);
+    make("mid", "5M", Some("base"));
+    make("top", "10M", Some("mid"));
+    scratch.make("qemu-img", &["convert", "-O", "raw", "top", "before.raw"]);
+    // A copy over the base reads like its source, and so does the base once everything is in it.
+    assert!(scratch.ours(&["convert", "-O", "qcow2", "-B", "base", "-F", "qcow2", "top", "copy"]).status.success());
+    scratch.make("qemu-img", &["compare", "copy", "before.raw"]);
+    assert!(scratch.ours(&["commit", "-b", "base", "top"]).status.success());
+    scratch.make("qemu-img", &["compare", "base", "before.raw"]);
+}
+
+#[test]
+fn a_snapshot_is_copied_over_the_image_that_has_it() {
+    let scratch = Scratch::new();
+    scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "disk", "4M"]);
+    scratch.make("qemu-io", &["-c", "write -q -P 1 0 1M", "disk"]);
+    scratch.make("qemu-img", &["snapshot", "-c", "one", "disk"]);
+    scratch.make("qemu-io", &["-c", "write -q -P 2 512k 1M", "disk"]);
+    scratch.make("qemu-img", &["convert", "-l", "one", "-O", "raw", "disk", "one.raw"]);
+    let args = ["convert", "-l", "one", "-O", "qcow2", "-B", "disk", "-F", "qcow2", "disk", "out"];
+    assert!(scratch.ours(&args).status.success());
+    scratch.make("qemu-img", &["compare", "out", "one.raw"]);
+}
