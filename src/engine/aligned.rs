@@ -8,7 +8,7 @@ use crate::engine::requests::{RequestKind, Requests};
 use crate::error::Result;
 use crate::event::{Event, announce};
 use crate::node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, Want, WriteFlags, check_bounds};
-use crate::op::Op;
+use crate::op::{Op, if_writing};
 
 /// Reads and writes of any offset and length over a node with a `request_alignment` above 1.
 ///
@@ -103,7 +103,7 @@ impl Node for Aligned {
     fn write<'a>(&'a self, at: u64, from: &'a [u8], flags: WriteFlags) -> Op<'a, ()> {
         let range = Range::new(at, from.len() as u64);
         if !self.is_aligned(range) {
-            return Op::future(self.write_unaligned(range, from, flags));
+            return if_writing(|| Op::future(self.write_unaligned(range, from, flags)));
         }
         let request = self.requests.begin(RequestKind::Write, range);
         if request.undisturbed() {
@@ -127,17 +127,19 @@ impl Node for Aligned {
             let Some(middle) = self.aligned_part(range) else {
                 return Op::err(crate::Error::unsupported("zeroing parts of blocks is a write"));
             };
-            return Op::future(async move {
-                let whole = self.requests.begin(RequestKind::Write, middle);
-                whole.wait().await;
-                self.inner.write_zeroes(middle, flags).await?;
-                drop(whole);
-                let head = Range::new(range.start, middle.start - range.start);
-                let tail = Range::new(middle.end(), range.end() - middle.end());
-                for part in [head, tail].into_iter().filter(|part| part.len > 0) {
-                    self.write_unaligned(part, &vec![0; part.len as usize], flags).await?;
-                }
-                Ok(())
+            return if_writing(|| {
+                Op::future(async move {
+                    let whole = self.requests.begin(RequestKind::Write, middle);
+                    whole.wait().await;
+                    self.inner.write_zeroes(middle, flags).await?;
+                    drop(whole);
+                    let head = Range::new(range.start, middle.start - range.start);
+                    let tail = Range::new(middle.end(), range.end() - middle.end());
+                    for part in [head, tail].into_iter().filter(|part| part.len > 0) {
+                        self.write_unaligned(part, &vec![0; part.len as usize], flags).await?;
+                    }
+                    Ok(())
+                })
             });
         }
         Op::future(async move {

@@ -58,12 +58,12 @@ pub enum Repair {
 impl Repair {
     /// Whether space that is lost is given back.
     pub fn leaks(self) -> bool {
-        self != Repair::Nothing
+        cfg!(feature = "write") && self != Repair::Nothing
     }
 
     /// Whether what is wrong is put right.
     pub fn errors(self) -> bool {
-        self == Repair::All
+        cfg!(feature = "write") && self == Repair::All
     }
 }
 

@@ -27,17 +27,19 @@ impl Qcow2 {
         if self.at_snapshot {
             return Err(Error::unsupported("an image is checked as a whole, not at one of its snapshots"));
         }
-        if cfg!(feature = "write") && self.begun.load(Ordering::Acquire) {
+        #[cfg(feature = "write")]
+        if self.begun.load(Ordering::Acquire) {
             self.write_back_all(&mut *self.lock_refcounts().await).await?;
         }
-        if !cfg!(feature = "write") || repair == Repair::Nothing {
-            let mut check = Check::new(self, Repair::Nothing)?;
-            if self.check_directory(&mut check.report, repair).await?.is_some() {
-                check.run().await?;
-            }
-            return Ok(check.report);
+        #[cfg(feature = "write")]
+        if repair != Repair::Nothing {
+            return self.repair_all(repair).await;
         }
-        self.repair_all(repair).await
+        let mut check = Check::new(self, Repair::Nothing)?;
+        if self.check_directory(&mut check.report, repair).await?.is_some() {
+            check.run().await?;
+        }
+        Ok(check.report)
     }
 
     /// Repairs an image that was not closed cleanly, and says what is found.
@@ -200,9 +202,11 @@ impl<'a> Check<'a> {
 
     async fn run(&mut self) -> Result<()> {
         self.count_everything().await?;
+        #[cfg(feature = "write")]
         let before = (self.report.leaks, self.report.corruptions);
         self.compare(Repair::Nothing).await?;
-        if self.repair != Repair::Nothing {
+        #[cfg(feature = "write")]
+        if self.repair.leaks() {
             self.put_refcounts_right(before).await?;
         }
         if self.report.aborted.is_none() {

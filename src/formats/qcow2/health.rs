@@ -71,7 +71,7 @@ impl Qcow2 {
     }
 
     async fn mark_corrupt(&self, what: &str) {
-        if !self.writable {
+        if !cfg!(feature = "write") || !self.writable {
             self.health.mention(what);
             return;
         }
@@ -84,6 +84,7 @@ impl Qcow2 {
             "qcow2: Marking image as corrupt: {what}; further corruption events will be suppressed"
         ));
         // The failure that showed it is the one to report.
+        #[cfg(feature = "write")]
         let _ = self.set_incompatible(self.geometry().incompatible | INCOMPATIBLE_CORRUPT).await;
     }
 }

@@ -350,7 +350,7 @@ impl Format for Qcow2 {
     }
 
     fn read_bitmap<'a>(&'a self, name: &'a str) -> Op<'a, DirtyBitmap> {
-        Op::future(self.read_bitmap(name))
+        if_writing(|| Op::future(self.read_bitmap(name)))
     }
 
     fn clusters_in_use<'a>(&'a self, enough: u64) -> Op<'a, u64> {

@@ -105,6 +105,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         bitmaps: Mutex::new(bitmaps),
         crypt,
     };
+    #[cfg(feature = "write")]
     if raw_dirty && !options.read_only && !options.for_check {
         format.repair_dirty().await?;
     }

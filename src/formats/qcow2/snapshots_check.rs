@@ -26,6 +26,8 @@ impl Qcow2 {
     /// Looks for entries that say too little, or too much. `None` if the table cannot be read, which the report says.
     pub(super) async fn check_directory(&self, report: &mut CheckReport, repair: Repair) -> Result<Option<Outdated>> {
         let mut outdated = Outdated::default();
+        // An image is opened with a wrong table only to be repaired.
+        #[cfg(feature = "write")]
         if self.for_check {
             match self.read_directory(report, repair, &mut outdated).await? {
                 Ok(directory) => {
