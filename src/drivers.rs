@@ -409,7 +409,9 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
         if let Some(reference) = reference {
             let failed = |error: Error| below_failed(error, layers.len()).at_path(&reference.from);
             if let Some(format) = reference.format.as_deref().filter(|name| options.drivers.by_name(name).is_none()) {
-                return Err(failed(Error::invalid(alloc::format!("Unknown driver '{format}'"))));
+                return Err(failed(
+                    Error::unsupported(alloc::format!("Unknown driver '{format}'")).at_path(&reference.name),
+                ));
             }
             let node = options.gate.open_below(&reference, layers.len() as u32).await.map_err(failed)?;
             if node.is_disk() {
