@@ -7,7 +7,7 @@ use diskette::drivers::{Driver, Drivers};
 use diskette::engine::AmendRequest;
 
 use crate::args::AmendArgs;
-use crate::commands::create::{merge_options, wants_help};
+use crate::commands::create::{READ_ONLY_FORMATS, merge_options, wants_help};
 use crate::open::{Wish, cache_mode, explain, open};
 use crate::output::print;
 use crate::progress::Progress;
@@ -65,8 +65,13 @@ pub(crate) fn run(args: &AmendArgs) -> Outcome {
 
 /// The driver of that name, if images of it can be changed.
 fn driver_for(format: &str) -> Result<&'static Driver, Failure> {
-    let driver =
-        Drivers::all().by_name(format).ok_or_else(|| Failure::new(format!("Unknown file format '{format}'")))?;
+    let driver = Drivers::all().by_name(format).ok_or_else(|| {
+        Failure::new(if READ_ONLY_FORMATS.contains(&format) {
+            format!("Format driver '{format}' does not support option amendment")
+        } else {
+            format!("Unknown file format '{format}'")
+        })
+    })?;
     if driver.amend_options.is_empty() {
         return Err(Failure::new(format!("Format driver '{format}' does not support option amendment")));
     }

@@ -86,7 +86,7 @@ fn plan(
 }
 
 /// Formats of which nobody makes images.
-const READ_ONLY_FORMATS: &[&str] = &["bochs", "cloop", "dmg", "vvfat"];
+pub(crate) const READ_ONLY_FORMATS: &[&str] = &["bochs", "cloop", "dmg", "vvfat"];
 
 /// The driver of that name, if it can make images.
 pub(crate) fn driver_for(format: &str) -> Result<&'static Driver, Failure> {
