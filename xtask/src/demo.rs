@@ -90,13 +90,13 @@ mod tests {
 
     fn parse(args: &[&str]) -> Result<Wish> {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_string()).collect();
-        Wish::parse(&args, Path::new("/home/user"))
+        Wish::parse(&args, Path::new("/folder"))
     }
 
     #[test]
     fn an_image_is_looked_for_where_the_user_is() {
         let wish = parse(&["--port", "9000", "disk.qcow2", "--no-serve"]).unwrap();
-        assert_eq!(wish, Wish { image: Some("/home/user/disk.qcow2".into()), serve: false, port: 9000 });
+        assert_eq!(wish, Wish { image: Some("/folder/disk.qcow2".into()), serve: false, port: 9000 });
         assert_eq!(parse(&["/tmp/disk.qcow2"]).unwrap().image, Some("/tmp/disk.qcow2".into()));
     }
 
