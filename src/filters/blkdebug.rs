@@ -11,7 +11,7 @@ use core::task::{Poll, Waker};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::filters::{contents, hand_on};
+use crate::filters::{contents, hand_on, within};
 use crate::node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, Want, WriteFlags};
 use crate::op::Op;
 use crate::options::Options;
@@ -452,7 +452,7 @@ impl Node for Blkdebug {
 
     fn read<'a>(&'a self, at: u64, into: &'a mut [u8], flags: ReadFlags) -> Op<'a, ()> {
         match self.check(IoKind::Read, Some(Range::new(at, into.len() as u64))) {
-            Ok(()) => self.image.read(at, into, flags),
+            Ok(()) => self.image.read(at, within(&*self.image, at, into), flags),
             Err(error) => Op::err(error),
         }
     }

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::filters::contents;
+use crate::filters::{contents, within};
 use crate::node::{Extent, Node, NodeInfo, Range, ReadFlags, Role, Want, WriteFlags};
 use crate::op::Op;
 
@@ -52,8 +52,8 @@ impl Blkverify {
 
     async fn read_both(&self, at: u64, into: &mut [u8], flags: ReadFlags) -> Result<()> {
         let mut expected = vec![0; into.len()];
-        let raw = self.raw.read(at, &mut expected, flags).await;
-        let test = self.test.read(at, into, flags).await;
+        let raw = self.raw.read(at, within(&*self.raw, at, &mut expected), flags).await;
+        let test = self.test.read(at, within(&*self.test, at, into), flags).await;
         Self::agree("read", at, raw, test)?;
         match into.iter().zip(&expected).position(|(found, expected)| found != expected) {
             None => Ok(()),

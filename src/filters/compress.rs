@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use crate::engine::Image;
 use crate::error::{Error, Result};
-use crate::filters::hand_on;
+use crate::filters::{hand_on, within};
 use crate::node::{Node, NodeInfo, WriteFlags};
 use crate::op::Op;
 
@@ -48,11 +48,7 @@ impl Node for Compress {
     }
 
     fn read<'a>(&'a self, at: u64, into: &'a mut [u8], flags: crate::ReadFlags) -> Op<'a, ()> {
-        let end = self.image.info().length;
-        let inside = end.saturating_sub(at).min(into.len() as u64) as usize;
-        let (part, rest) = into.split_at_mut(inside);
-        rest.fill(0);
-        self.image.read(at, part, flags)
+        self.image.read(at, within(&*self.image, at, into), flags)
     }
 
     hand_on!(image: map write_zeroes discard flush resize close event names);

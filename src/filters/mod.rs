@@ -38,6 +38,16 @@ pub(crate) async fn contents(node: &Arc<dyn Node>, range: Range, want: Want) -> 
     Ok(Extent { len: status.len, state, host })
 }
 
+/// The part of a read that `node` answers, up to the end of its last block. What lies beyond it is zeroed here.
+pub(crate) fn within<'a>(node: &dyn Node, at: u64, into: &'a mut [u8]) -> &'a mut [u8] {
+    let info = node.info();
+    let end = info.length.checked_next_multiple_of(info.request_alignment.max(1).into()).unwrap_or(info.length);
+    let inside = end.saturating_sub(at).min(into.len() as u64) as usize;
+    let (part, beyond) = into.split_at_mut(inside);
+    beyond.fill(0);
+    part
+}
+
 /// The calls of [`Node`] that a filter hands on unchanged.
 macro_rules! hand_on {
     ($field:ident: $($call:ident)*) => { $($crate::filters::hand_on!(@ $field $call);)* };

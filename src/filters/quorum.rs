@@ -6,6 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::filters::within;
 use crate::node::{Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, State, Want, WriteFlags};
 use crate::op::{BoxFuture, Op, join_all};
 use crate::options::Options;
@@ -133,7 +134,7 @@ impl Quorum {
     async fn read_first(&self, at: u64, into: &mut [u8], flags: ReadFlags) -> Result<()> {
         let mut outcome = Err(Error::new(ErrorKind::Io, "no copy could be read"));
         for child in &self.children {
-            outcome = child.read(at, into, flags).await;
+            outcome = child.read(at, within(&**child, at, into), flags).await;
             if outcome.is_ok() {
                 break;
             }
@@ -146,7 +147,7 @@ impl Quorum {
         let mut outcomes = Vec::new();
         for (child, copy) in self.children.iter().zip(&mut copies) {
             copy.resize(into.len(), 0);
-            outcomes.push(child.read(at, copy, flags).await);
+            outcomes.push(child.read(at, within(&**child, at, copy), flags).await);
         }
         let good: Vec<usize> = outcomes.iter().enumerate().filter(|(_, o)| o.is_ok()).map(|(index, _)| index).collect();
         self.settle(outcomes)?;

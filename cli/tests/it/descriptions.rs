@@ -1,6 +1,6 @@
 //! Images that are described: `json:{…}`, `blkdebug:…`, filters, options of children.
 
-use crate::{assert_same, gallery, text};
+use crate::{Scratch, assert_same, gallery, text};
 
 #[test]
 fn descriptions_name_the_same_disks() {
@@ -61,6 +61,41 @@ fn descriptions_name_the_same_disks() {
     assert!(text(&output.stderr).contains("longer than"), "{}", text(&output.stderr));
 }
 
+/// What the program prints when it is called qemu-io, or what qemu-io prints, without times.
+fn io(scratch: &Scratch, program: &str, commands: &[&str], rest: &[&str]) -> (String, Option<i32>) {
+    let called = format!("exec -a qemu-io {program} \"$@\"");
+    let commands = commands.iter().flat_map(|command| ["-c", command]);
+    let args: Vec<&str> = ["-c", &called, "x"].into_iter().chain(commands).chain(rest.iter().copied()).collect();
+    let output = scratch.run("bash", &args);
+    let lines = text(&output.stdout);
+    let timeless = lines.lines().filter(|line| !line.contains(" ops; ")).map(|line| format!("{line}\n"));
+    (timeless.collect(), output.status.code())
+}
+
+/// Both programs print the same.
+fn assert_same_io(scratch: &Scratch, commands: &[&str], rest: &[&str]) {
+    let ours = io(scratch, env!("CARGO_BIN_EXE_diskette"), commands, rest);
+    assert_eq!(ours, io(scratch, "qemu-io", commands, rest), "{commands:?} {rest:?}");
+}
+
+#[test]
+fn blocks_that_a_short_file_ends_within_are_whole() {
+    let scratch = gallery();
+    for align in ["4k", "64k"] {
+        for (format, create) in [("qcow2", &["-o", "cluster_size=512"][..]), ("raw", &[])] {
+            let args = [&["create", "-q", "-f", format], create, &["short", "1000k"]].concat();
+            scratch.make("qemu-img", &args);
+            let options = format!("open -o driver={format},file.align={align} blkdebug::short");
+            let commands =
+                [&options, "write -P 1 0 512", "write -P 2 1023488 512", "write -z 3k 70k", "read -vP 0 1k 512"];
+            assert_same_io(&scratch, &commands, &[]);
+            if format == "qcow2" {
+                scratch.make("qemu-img", &["check", "-q", "short"]);
+            }
+        }
+    }
+}
+
 #[test]
 fn faults_come_where_they_were_put() {
     let scratch = gallery();
@@ -74,28 +109,7 @@ fn faults_come_where_they_were_put() {
         &["write 0 64k", "read 0 1k", "read 0 1k"],
         &["aio_read 0 1k", "aio_flush", "read 0 1k"],
     ] {
-        let mut args = Vec::new();
-        for command in commands {
-            args.extend(["-c", command]);
-        }
-        args.push("blkdebug:rules:a.qcow2");
-        let ours = scratch.run(
-            "bash",
-            &["-c", &format!("exec -a qemu-io {} \"$@\"", env!("CARGO_BIN_EXE_diskette")), "x"]
-                .into_iter()
-                .chain(args.iter().copied())
-                .collect::<Vec<_>>(),
-        );
-        let theirs = scratch.run("qemu-io", &args);
-        let timeless = |bytes: &[u8]| {
-            text(bytes)
-                .lines()
-                .filter(|line| !line.contains(" ops; "))
-                .map(|line| format!("{line}\n"))
-                .collect::<String>()
-        };
-        assert_eq!(timeless(&ours.stdout), timeless(&theirs.stdout), "{commands:?}");
-        assert_eq!(ours.status.code(), theirs.status.code(), "{commands:?}");
+        assert_same_io(&scratch, commands, &["blkdebug:rules:a.qcow2"]);
     }
 }
 
