@@ -3,6 +3,8 @@
 use alloc::sync::Arc;
 use alloc::vec;
 
+use byteorder::{BE, ByteOrder};
+
 use crate::codec;
 use crate::engine::InPlace;
 use crate::error::{Error, ErrorKind, Result};
@@ -114,12 +116,9 @@ impl Qcow2 {
     fn extent_in(&self, table: &[u8], l2_at: u64, range: Range) -> Result<Extent> {
         let units = Units::of(self);
         let mut run = Run::default();
-        let first = range.start % self.header.l2_coverage() / units.size;
+        let mut unit = range.start % self.header.l2_coverage() / units.size;
         let mut at = range.start;
-        for unit in first..units.per_table {
-            if at >= range.end() {
-                break;
-            }
+        while unit < units.per_table && at < range.end() {
             let within_cluster = self.header.cluster.within(at);
             let mapping = match units.mapping(table, unit, at - within_cluster) {
                 Ok(mapping) => mapping,
@@ -140,7 +139,10 @@ impl Qcow2 {
             if !run.extend(self.piece(mapping, within_cluster), len) {
                 break;
             }
-            at += len;
+            let more = units.alike(table, unit, (range.end() - at - len) / units.size);
+            run.len += more * units.size;
+            at += len + more * units.size;
+            unit += 1 + more;
         }
         Ok(Extent { len: run.len, state: run.state, host: run.host })
     }
@@ -299,6 +301,24 @@ impl Units {
             version: image.version(),
             cluster: header.cluster,
         }
+    }
+
+    /// How many entries after that of `unit`, at most `max`, go on as it does: the same bits, and where it has a host
+    /// offset the clusters that follow. Subclusters and compressed clusters are not looked at.
+    fn alike(&self, table: &[u8], unit: u64, max: u64) -> u64 {
+        let Some(entry) = L2Entry::read(table, unit, false).filter(|_| !self.extended) else { return 0 };
+        let (step, max) = match entry.host(self.external) {
+            _ if entry.is_compressed() => return 0,
+            Some(host) => (self.cluster.size(), max.min((OFFSET_MASK - host) / self.cluster.size())),
+            None => (0, max),
+        };
+        let mut expected = entry.word;
+        let rest = table.get((unit as usize + 1) * 8..).unwrap_or_default();
+        let alike = rest.chunks_exact(8).take(max as usize).take_while(|next| {
+            expected = expected.wrapping_add(step);
+            BE::read_u64(next) == expected
+        });
+        alike.count() as u64
     }
 
     /// What the table says about a unit of the cluster at `guest`, or the entry and what was expected of it.
