@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use diskette::drivers::OpenOptions;
-use diskette::native::{File, FileOptions};
+use diskette::native::{Buffer, File, FileOptions};
 use diskette::{Node, ReadFlags, block_on, open};
 
 const READS: u64 = 200_000;
@@ -23,11 +23,12 @@ fn main() {
     let image = block_on(open(file, &OpenOptions::default())).expect("the image opens");
     let length = image.info().length;
     let run = |reads: u64, len: u64, step: u64| {
-        let mut buffer = vec![0; len as usize];
+        let mut buffer = Buffer::new(len as usize);
+        let bytes = buffer.first(len as usize);
         let begun = Instant::now();
         for number in 0..reads {
             let at = (number * step % length).min(length - len);
-            block_on(image.read(at, &mut buffer, ReadFlags::default())).expect("the read succeeds");
+            block_on(image.read(at, bytes, ReadFlags::default())).expect("the read succeeds");
         }
         reads as f64 / begun.elapsed().as_secs_f64()
     };

@@ -1,8 +1,10 @@
-//! Direct I/O: which alignment it needs, and buffers that have it.
+//! Direct I/O: which alignment it needs.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::FileExt;
+
+use crate::native::Buffer;
 
 /// Alignments that devices ask for, smallest first.
 const CANDIDATES: [u32; 4] = [512, 1024, 2048, 4096];
@@ -31,19 +33,16 @@ impl Alignment {
         if length == 0 {
             return Ok(Alignment { request: LARGEST, memory: LARGEST });
         }
-        let largest = LARGEST as usize;
         let works = |len: u32, shift: u32| {
-            with_buffer(largest + shift as usize, LARGEST, |buffer| {
-                let (from, to) = (shift as usize, (shift + len) as usize);
-                let Some(part) = buffer.get_mut(from..to) else { return false };
-                loop {
-                    match file.read_at(part, 0) {
-                        Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                        // Only a refusal of the arguments speaks against an alignment.
-                        result => return !matches!(result, Err(error) if error.kind() == ErrorKind::InvalidInput),
-                    }
+            let mut buffer = Buffer::default();
+            let part = buffer.first((shift + len) as usize).get_mut(shift as usize..).unwrap_or_default();
+            loop {
+                match file.read_at(part, 0) {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    // Only a refusal of the arguments speaks against an alignment.
+                    result => return !matches!(result, Err(error) if error.kind() == ErrorKind::InvalidInput),
                 }
-            })
+            }
         };
         let request = CANDIDATES.into_iter().find(|&len| works(len, 0));
         let memory = CANDIDATES.into_iter().find(|&shift| works(LARGEST, shift % LARGEST));
@@ -57,12 +56,4 @@ impl Alignment {
     pub(super) fn accepts(self, bytes: &[u8]) -> bool {
         self.memory <= 1 || (bytes.as_ptr() as usize).is_multiple_of(self.memory as usize)
     }
-}
-
-/// Runs `work` on `len` zero bytes whose address is a multiple of `alignment`.
-pub(super) fn with_buffer<R>(len: usize, alignment: u32, work: impl FnOnce(&mut [u8]) -> R) -> R {
-    let alignment = alignment as usize;
-    let mut buffer = std::vec![0u8; len + alignment];
-    let start = buffer.as_ptr().align_offset(alignment).min(alignment);
-    work(buffer.get_mut(start..start + len).unwrap_or_default())
 }

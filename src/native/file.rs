@@ -13,7 +13,8 @@ use nix::libc;
 use nix::unistd::Whence;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::native::direct::{Alignment, with_buffer};
+use crate::native::Buffer;
+use crate::native::direct::Alignment;
 use crate::native::lock::{self, Permissions};
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, State, Want, WriteFlags};
 use crate::op::Op;
@@ -259,10 +260,10 @@ impl File {
         if self.alignment.accepts(from) {
             return self.write_all(at, from);
         }
-        with_buffer(from.len(), self.alignment.memory, |buffer| {
-            buffer.copy_from_slice(from);
-            self.write_all(at, buffer)
-        })
+        let mut buffer = Buffer::new(from.len());
+        let buffer = buffer.first(from.len());
+        buffer.copy_from_slice(from);
+        self.write_all(at, buffer)
     }
 
     /// Forgets what a change made stale and, where the cache mode or the caller asks for it, flushes.
@@ -331,7 +332,7 @@ impl File {
             // still. The rest of what is added is zero by itself.
             let block = u64::from(self.alignment.request);
             let end = range.end() - block.min(range.len);
-            with_buffer(block as usize, self.alignment.memory, |zeroes| self.write_all(end, zeroes))?;
+            self.write_all(end, Buffer::new(block as usize).first(block as usize))?;
             let inside = length.saturating_sub(range.start).min(range.len);
             return if inside == 0 { Ok(()) } else { self.zero(Range::new(range.start, inside), may_unmap) };
         }
@@ -417,19 +418,18 @@ impl File {
     /// Writes zeroes, so that the space is certainly there.
     fn fill(&self, range: Range) -> Result<()> {
         let mut at = range.start.next_multiple_of(self.alignment.request.into());
-        with_buffer(ZERO_PIECE, self.alignment.memory, |zeroes| {
-            while at < range.end() {
-                let len = (range.end() - at).min(ZERO_PIECE as u64).next_multiple_of(self.alignment.request.into());
-                self.write_all(at, zeroes.get(..len as usize).unwrap_or_default())
-                    .map_err(|error| prefixed("Could not write zeros for preallocation", &error))?;
-                at += len;
-            }
-            // Direct I/O ends with a whole block.
-            if self.alignment.request > 1 {
-                self.file.set_len(range.end()).map_err(|error| self.failed(error, "resize", range.end()))?;
-            }
-            self.sync()
-        })
+        let mut zeroes = Buffer::new(ZERO_PIECE);
+        while at < range.end() {
+            let len = (range.end() - at).min(ZERO_PIECE as u64).next_multiple_of(self.alignment.request.into());
+            self.write_all(at, zeroes.first(len as usize))
+                .map_err(|error| prefixed("Could not write zeros for preallocation", &error))?;
+            at += len;
+        }
+        // Direct I/O ends with a whole block.
+        if self.alignment.request > 1 {
+            self.file.set_len(range.end()).map_err(|error| self.failed(error, "resize", range.end()))?;
+        }
+        self.sync()
     }
 
     /// What is known of data and holes may not hold any more. Called after the file has changed.
@@ -545,9 +545,9 @@ impl Node for File {
         Op::Ready(if self.alignment.accepts(into) {
             self.read_exact(at, into)
         } else {
-            with_buffer(into.len(), self.alignment.memory, |buffer| {
-                self.read_exact(at, buffer).map(|()| into.copy_from_slice(buffer))
-            })
+            let mut buffer = Buffer::new(into.len());
+            let buffer = buffer.first(into.len());
+            self.read_exact(at, buffer).map(|()| into.copy_from_slice(buffer))
         })
     }
 

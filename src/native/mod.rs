@@ -1,5 +1,8 @@
 //! Files and block devices of this machine, image locks, exports of NBD servers, and copying on several threads.
 
+mod buffer;
+pub mod compare;
+pub mod copy;
 mod direct;
 mod file;
 mod host;
@@ -7,11 +10,13 @@ mod keyring;
 mod lock;
 pub mod nbd;
 mod opener;
-pub mod parallel;
 pub mod rebase;
+mod segments;
 
+pub use buffer::Buffer;
 pub use file::{CacheMode, File, FileOptions, Locking};
 pub use host::{Machine, MachineClock};
 pub use keyring::Secrets;
 pub use nbd::Nbd;
 pub use opener::{FileOpener, resolve};
+pub use segments::Progress;

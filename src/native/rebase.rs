@@ -2,12 +2,12 @@
 
 use alloc::sync::Arc;
 use core::ops::ControlFlow;
-use std::vec::Vec;
 
 use crate::engine::status::Chain;
 use crate::engine::{Image, is_zero};
 use crate::error::Result;
-use crate::native::parallel::{Progress, Run};
+use crate::native::Buffer;
+use crate::native::segments::{Progress, Run};
 use crate::node::{Node, Range, ReadFlags, Want, WriteFlags};
 use crate::op::block_on;
 
@@ -60,7 +60,7 @@ struct Rebase<'a> {
 }
 
 impl Rebase<'_> {
-    fn segment(&self, range: Range, buffers: &mut [Vec<u8>; 2]) -> Result<()> {
+    fn segment(&self, range: Range, buffers: &mut [Buffer; 2]) -> Result<()> {
         // Whole clusters, each by the worker in whose segment it begins.
         let mut at = range.start.next_multiple_of(self.cluster);
         let end = range.end().next_multiple_of(self.cluster).min(self.length);
@@ -94,7 +94,7 @@ impl Rebase<'_> {
     }
 
     /// A cluster of which the image stores a part.
-    fn mixed(&self, cluster: Range, buffers: &mut [Vec<u8>; 2]) -> Result<u64> {
+    fn mixed(&self, cluster: Range, buffers: &mut [Buffer; 2]) -> Result<u64> {
         let mut at = cluster.start;
         while at < cluster.end() {
             let own = block_on(self.own.status(Range::new(at, cluster.end() - at), Want::Allocation))?;
@@ -107,10 +107,9 @@ impl Rebase<'_> {
     }
 
     /// Stores the clusters of a range in which both sides differ.
-    fn compare(&self, range: Range, [old, new]: &mut [Vec<u8>; 2]) -> Result<()> {
+    fn compare(&self, range: Range, [old, new]: &mut [Buffer; 2]) -> Result<()> {
         let [before, after] = &self.sides;
-        before.read(range, old)?;
-        after.read(range, new)?;
+        let (old, new): (&[u8], &[u8]) = (before.read(range, old)?, after.read(range, new)?);
         let unit = usize::try_from(self.cluster).unwrap_or(usize::MAX);
         for (index, (old, new)) in (0u64..).zip(old.chunks(unit).zip(new.chunks(unit))) {
             if old == new {
@@ -156,16 +155,15 @@ impl Side {
     }
 
     /// Reads a range, with zeroes beyond the end.
-    fn read(&self, range: Range, into: &mut Vec<u8>) -> Result<()> {
-        into.clear();
-        into.resize(range.len as usize, 0);
-        let available = self.length.saturating_sub(range.start).min(range.len) as usize;
-        match (&self.chain, into.get_mut(..available)) {
-            (Some(chain), Some(part)) if !part.is_empty() => match chain.layers().first() {
-                Some(node) => block_on(node.read(range.start, part, ReadFlags::default())),
-                None => Ok(()),
-            },
-            _ => Ok(()),
+    fn read<'a>(&self, range: Range, buffer: &'a mut Buffer) -> Result<&'a [u8]> {
+        let bytes = buffer.first(range.len as usize);
+        let top = self.chain.as_ref().and_then(|chain| chain.layers().first());
+        let available = top.map_or(0, |_| self.length.saturating_sub(range.start).min(range.len));
+        let (part, beyond) = bytes.split_at_mut(available as usize);
+        beyond.fill(0);
+        if let Some(node) = top.filter(|_| available > 0) {
+            block_on(node.read(range.start, part, ReadFlags::default()))?;
         }
+        Ok(bytes)
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use diskette::native::Buffer;
 use diskette::{Error, Node, ReadFlags, WriteFlags, block_on};
 
 use crate::args::BenchArgs;
@@ -101,13 +102,15 @@ impl Plan {
         std::thread::scope(|scope| {
             for _ in 0..self.depth.min(cores) {
                 scope.spawn(|| {
-                    let mut buffer = vec![self.pattern.unwrap_or(0); self.size as usize];
+                    let mut buffer = Buffer::default();
+                    let bytes = buffer.first(self.size as usize);
+                    bytes.fill(self.pattern.unwrap_or(0));
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         if index >= self.count {
                             break;
                         }
-                        if let Err(error) = self.request(image, index, length, &mut buffer) {
+                        if let Err(error) = self.request(image, index, length, bytes) {
                             next.store(self.count, Ordering::Relaxed);
                             if let Ok(mut failure) = failure.lock() {
                                 failure.get_or_insert(error);

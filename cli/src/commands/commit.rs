@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use diskette::native::parallel::{CopyOptions, copy};
+use diskette::native::copy::{CopyOptions, copy};
 use diskette::native::{FileOpener, FileOptions, resolve};
 use diskette::{Gate, Image, Node, Op, Opener, Preallocation, Reference, block_on};
 

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use diskette::engine::status::Chain;
-use diskette::native::parallel::{CompareError, Difference, compare};
+use diskette::native::compare::{CompareError, Difference, compare};
 use diskette::{Node, Range, ReadFlags, Want, block_on};
 
 use crate::args::CompareArgs;

@@ -8,7 +8,7 @@ use diskette::describe::{Bitmap, SnapshotChoice};
 use diskette::drivers::Driver;
 use diskette::engine::status::Chain;
 use diskette::filters::Concat;
-use diskette::native::parallel::{CopyError, CopyOptions, Step, bytes_to_copy, copy};
+use diskette::native::copy::{CopyError, CopyOptions, Step, bytes_to_copy, copy};
 use diskette::native::{File, FileOptions, Locking, resolve};
 use diskette::{Error, Node, Range, Role, Want, block_on};
 

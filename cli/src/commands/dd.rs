@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use diskette::native::CacheMode;
+use diskette::native::{Buffer, CacheMode};
 use diskette::{Node, ReadFlags, WriteFlags, block_on};
 
 use crate::args::DdArgs;
@@ -80,15 +80,15 @@ pub(crate) fn run(args: &DdArgs) -> Outcome {
         return Ok(0);
     };
     let piece = (PIECE_BYTES / operands.block).max(1) * operands.block;
-    let mut buffer = Vec::new();
+    let mut buffer = Buffer::default();
     let mut at = start;
     while at < end {
         let len = (end - at).min(piece);
-        buffer.resize(len as usize, 0);
-        block_on(source.image.read(at, &mut buffer, ReadFlags::default())).map_err(|error| {
+        let bytes = buffer.first(len as usize);
+        block_on(source.image.read(at, bytes, ReadFlags::default())).map_err(|error| {
             Failure::new(format!("error while reading from input image file: {}", explain(&error, "")))
         })?;
-        block_on(target.image.write(at - start, &buffer, WriteFlags::default())).map_err(|error| {
+        block_on(target.image.write(at - start, bytes, WriteFlags::default())).map_err(|error| {
             Failure::new(format!("error while writing to output image file: {}", explain(&error, "")))
         })?;
         at += len;
