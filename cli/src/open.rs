@@ -214,7 +214,7 @@ fn budgets() -> Budgets {
         Budgets::default()
     } else {
         // As much as QEMU's tools would take.
-        Budgets { check_bytes: 8 << 30, ..Budgets::default() }
+        Budgets { check_bytes: 8 << 30, chain_depth: 1000, ..Budgets::default() }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::engine::status::Chain;
 use crate::engine::{Image, is_zero};
 use crate::error::{Error, ErrorKind, Result};
 use crate::native::Buffer;
-use crate::native::segments::{PIECE, Progress, SEGMENT};
+use crate::native::segments::{PIECE, Progress, SEGMENT, on_workers};
 use crate::node::{Node, Range, ReadFlags, Want, WriteFlags};
 use crate::op::block_on;
 use crate::sync::Mutex;
@@ -106,12 +106,7 @@ pub fn copy(
     progress: &Progress<'_>,
 ) -> Result<(), CopyError> {
     let job = Copy::new(source, target, options)?;
-    std::thread::scope(|scope| {
-        for _ in 1..options.workers.max(1) {
-            scope.spawn(|| job.work(progress));
-        }
-        job.work(progress);
-    });
+    on_workers(options.workers, || job.work(progress));
     let error = job.error.lock().take();
     error.map_or(Ok(()), Err)
 }

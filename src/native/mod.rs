@@ -19,4 +19,4 @@ pub use host::{Machine, MachineClock};
 pub use keyring::Secrets;
 pub use nbd::Nbd;
 pub use opener::{FileOpener, resolve};
-pub use segments::Progress;
+pub use segments::{Progress, on_workers};

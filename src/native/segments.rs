@@ -12,6 +12,22 @@ pub(super) const SEGMENT: u64 = 4 << 20;
 /// Largest single read or write.
 pub(super) const PIECE: usize = 1 << 19;
 
+/// Stack of a worker. A read through a chain takes some of it for every image.
+const STACK_BYTES: usize = 8 << 20;
+
+/// Runs `work` on this thread and `workers` - 1 others, or as many as there can be.
+pub fn on_workers(workers: usize, work: impl Fn() + Sync) {
+    std::thread::scope(|scope| {
+        for _ in 1..workers {
+            let worker = std::thread::Builder::new().stack_size(STACK_BYTES);
+            if worker.spawn_scoped(scope, &work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
+}
+
 /// Is told how many bytes are done, and says whether to go on.
 pub type Progress<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
 
@@ -76,12 +92,7 @@ impl<'a, E: From<Error> + Send> Run<'a, E> {
                 }
             }
         };
-        std::thread::scope(|scope| {
-            for _ in 1..workers.max(1) {
-                scope.spawn(turn);
-            }
-            turn();
-        });
+        on_workers(workers, turn);
         let error = self.error.lock().take();
         error.map_or(Ok(()), Err)
     }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use diskette::native::Buffer;
+use diskette::native::{Buffer, on_workers};
 use diskette::{Error, Node, ReadFlags, WriteFlags, block_on};
 
 use crate::args::BenchArgs;
@@ -99,26 +99,22 @@ impl Plan {
         let cores = std::thread::available_parallelism().map_or(2, usize::from) as u64;
         let next = AtomicU64::new(0);
         let failure: Mutex<Option<Error>> = Mutex::new(None);
-        std::thread::scope(|scope| {
-            for _ in 0..self.depth.min(cores) {
-                scope.spawn(|| {
-                    let mut buffer = Buffer::default();
-                    let bytes = buffer.first(self.size as usize);
-                    bytes.fill(self.pattern.unwrap_or(0));
-                    loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        if index >= self.count {
-                            break;
-                        }
-                        if let Err(error) = self.request(image, index, length, bytes) {
-                            next.store(self.count, Ordering::Relaxed);
-                            if let Ok(mut failure) = failure.lock() {
-                                failure.get_or_insert(error);
-                            }
-                            break;
-                        }
+        on_workers(self.depth.min(cores) as usize, || {
+            let mut buffer = Buffer::default();
+            let bytes = buffer.first(self.size as usize);
+            bytes.fill(self.pattern.unwrap_or(0));
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= self.count {
+                    break;
+                }
+                if let Err(error) = self.request(image, index, length, bytes) {
+                    next.store(self.count, Ordering::Relaxed);
+                    if let Ok(mut failure) = failure.lock() {
+                        failure.get_or_insert(error);
                     }
-                });
+                    break;
+                }
             }
         });
         match failure.into_inner() {

@@ -157,3 +157,45 @@ fn a_snapshot_is_copied_over_the_image_that_has_it() {
     assert!(scratch.ours(&args).status.success());
     scratch.make("qemu-img", &["compare", "out", "one.raw"]);
 }
+
+/// A chain of `count` images, c0001 on top; the last is raw and full of sevens.
+fn deep_chain(count: usize) -> Scratch {
+    let scratch = Scratch::new();
+    let path = |name: &str| scratch.path().join(name);
+    scratch.make("qemu-img", &["create", "-q", "-u", "-f", "qcow2", "-b", "cNEXT", "-F", "qcow2", "template", "1M"]);
+    let template = std::fs::read(path("template")).unwrap();
+    let place = |wanted: &[u8]| template.windows(wanted.len()).position(|bytes| bytes == wanted).unwrap();
+    let (name, format) = (place(b"cNEXT"), place(b"qcow2"));
+    for number in 1..count {
+        let mut bytes = template.clone();
+        bytes[name..name + 5].copy_from_slice(format!("c{:04}", number + 1).as_bytes());
+        if number + 1 == count {
+            // The extension that names the format of the backing image.
+            bytes[format - 1] = 3;
+            bytes[format..format + 8].copy_from_slice(b"raw\0\0\0\0\0");
+        }
+        std::fs::write(path(&format!("c{number:04}")), bytes).unwrap();
+    }
+    std::fs::write(path(&format!("c{count:04}")), vec![7; 1 << 20]).unwrap();
+    scratch
+}
+
+/// Of a thousand images, QEMU's tools read through some hundreds before their stack ends.
+#[test]
+fn a_chain_of_a_thousand_is_read_and_written_through_and_a_longer_one_is_refused() {
+    let scratch = deep_chain(1000);
+    for args in [
+        &["convert", "-O", "raw", "c0001", "out"][..],
+        &["bench", "-c", "3", "-d", "3", "-w", "-s", "1000", "c0001"],
+        &["compare", "c0002", "c1000"],
+        &["map", "c0001"],
+    ] {
+        let output = scratch.ours(args);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    }
+    assert!(std::fs::read(scratch.path().join("out")).unwrap() == vec![7; 1 << 20]);
+    let scratch = deep_chain(1001);
+    let output = scratch.ours(&["map", "c0001"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("the backing chain is longer than 1000 images"), "{}", text(&output.stderr));
+}
