@@ -121,10 +121,15 @@ impl Qcow2 {
 
     /// Makes room in the cache for more changes.
     pub(super) async fn make_room(&self, refcounts: &mut Refcounts) -> Result<()> {
-        self.cache.release();
         if refcounts.count_unreferenced() << self.header.cluster.bits() >= MOST_UNREFERENCED_BYTES {
             self.write_back(refcounts).await?;
         }
+        self.make_cache_room(refcounts).await
+    }
+
+    /// Makes room in the cache where the file does not grow.
+    pub(super) async fn make_cache_room(&self, refcounts: &mut Refcounts) -> Result<()> {
+        self.cache.release();
         if self.cache.is_full() {
             self.write_back(refcounts).await?;
             if self.cache.is_full() {

@@ -392,7 +392,7 @@ impl Qcow2 {
         let cluster = self.header.cluster;
         let shared = refcounts.compressed_end;
         let room = if shared == 0 { 0 } else { cluster.size() - cluster.within(shared) };
-        let can_share = room > 0 && self.can_add_reference(refcounts, shared).await?;
+        let can_share = room > 0 && self.can_be_more(self.reference_count(refcounts, shared).await?);
         let at = if can_share && len <= room {
             self.add_reference(refcounts, shared).await?;
             shared
@@ -410,40 +410,45 @@ impl Qcow2 {
         Ok(at)
     }
 
-    async fn can_add_reference(&self, refcounts: &Refcounts, host: u64) -> Result<bool> {
+    /// Whether a cluster in use that is referred to so often can be referred to once more.
+    fn can_be_more(&self, count: u64) -> bool {
         let bits = 1u32 << self.refcount_order();
         let largest = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
-        Ok((1..largest).contains(&self.reference_count(refcounts, host).await?))
+        (1..largest).contains(&count)
+    }
+
+    /// The refcount of the cluster that holds `host`, and where it is: the offset of its block, which is then in memory,
+    /// or 0, and the index in it.
+    async fn find_refcount(&self, refcounts: &Refcounts, host: u64) -> Result<(u64, u64, u64)> {
+        let index = host >> self.header.cluster.bits();
+        let entry = index % self.refcounts_per_block();
+        let block = self.block_offset(refcounts, index / self.refcounts_per_block()).await?;
+        if block == 0 {
+            return Ok((0, 0, entry));
+        }
+        self.load_block(block).await?;
+        let order = self.refcount_order();
+        let count = self.cache.peek(block, |bytes| refcount(bytes, entry, order)).flatten();
+        Ok((count.unwrap_or(0), block, entry))
     }
 
     /// The refcount of the cluster that holds `host`.
     pub(super) async fn reference_count(&self, refcounts: &Refcounts, host: u64) -> Result<u64> {
-        let index = host >> self.header.cluster.bits();
-        match self.block_offset(refcounts, index / self.refcounts_per_block()).await? {
-            0 => Ok(0),
-            at => {
-                self.load_block(at).await?;
-                let entry = index % self.refcounts_per_block();
-                let order = self.refcount_order();
-                Ok(self.cache.peek(at, |bytes| refcount(bytes, entry, order)).flatten().unwrap_or(0))
-            }
-        }
+        Ok(self.find_refcount(refcounts, host).await?.0)
     }
 
-    /// Adds a reference to the cluster that holds `host`, which is in use already.
-    pub(super) async fn add_reference(&self, refcounts: &mut Refcounts, host: u64) -> Result<()> {
-        let count = self.reference_count(refcounts, host).await?;
-        if !self.can_add_reference(refcounts, host).await? {
+    /// Adds a reference to the cluster that holds `host`, which is in use already, and gives how many there are then.
+    pub(super) async fn add_reference(&self, refcounts: &mut Refcounts, host: u64) -> Result<u64> {
+        let (count, block, entry) = self.find_refcount(refcounts, host).await?;
+        if !self.can_be_more(count) {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 alloc::format!("a cluster with refcount {count} cannot be referred to once more"),
             )
             .at_offset(host));
         }
-        let index = host >> self.header.cluster.bits();
-        let block = self.block_offset(refcounts, index / self.refcounts_per_block()).await?;
-        self.set_in_block(block, index % self.refcounts_per_block(), 1, count + 1);
-        Ok(())
+        self.set_in_block(block, entry, 1, count + 1);
+        Ok(count + 1)
     }
 
     /// Takes `count` clusters in a row beyond everything that is described, behind the blocks that describe them.
@@ -547,18 +552,8 @@ impl Qcow2 {
     /// it was the last.
     pub(super) async fn drop_reference(&self, refcounts: &mut Refcounts, host: u64) -> Result<bool> {
         announce(&*self.file, Event::ClusterFree).await?;
-        let per_block = self.refcounts_per_block();
-        let order = self.refcount_order();
         let index = host >> self.header.cluster.bits();
-        let block = self.block_offset(refcounts, index / per_block).await?;
-        let entry = index % per_block;
-        let count = match block {
-            0 => 0,
-            at => {
-                self.load_block(at).await?;
-                self.cache.peek(at, |bytes| refcount(bytes, entry, order)).flatten().unwrap_or(0)
-            }
-        };
+        let (count, block, entry) = self.find_refcount(refcounts, host).await?;
         if count == 0 {
             return Err(
                 Error::new(ErrorKind::Corrupt, "a cluster in use has refcount 0, expected at least 1").at_offset(host)

@@ -21,6 +21,9 @@ use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, compressed};
 use crate::formats::qcow2::{Geometry, L2_TABLE, PIECE_BYTES, Qcow2};
 use crate::node::{ReadFlags, WriteFlags};
 
+/// So many clusters at most wait to be given back during a walk.
+const MOST_UNREFERENCED: u64 = 1 << 16;
+
 /// What happens to the references that tables make.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Count {
@@ -255,13 +258,20 @@ impl Qcow2 {
             return Ok(());
         }
         let cluster = self.header.cluster;
-        for index in 0..end.unwrap_or(self.header.l2_entries()) {
-            self.make_room(refcounts).await.map_err(|error| (index, error))?;
+        let end = end.unwrap_or(self.header.l2_entries());
+        let mut next = 0;
+        while next < end {
+            let index = next;
+            if refcounts.count_unreferenced() >= MOST_UNREFERENCED {
+                self.write_back(refcounts).await.map_err(|error| (index, error))?;
+            }
+            self.make_cache_room(refcounts).await.map_err(|error| (index, error))?;
             self.cache
                 .hold(&*self.file, table, cluster.size() as usize, L2_TABLE)
                 .await
                 .map_err(|error| (index, error))?;
-            let old = self.entry(table, index);
+            let Some((index, old)) = self.next_placed(table, index..end) else { break };
+            next = index + 1;
             if old.is_compressed() {
                 if count == Count::Same {
                     continue;
@@ -284,6 +294,17 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// The first entry of a range of a table in memory that refers to a place in the file.
+    fn next_placed(&self, table: u64, range: core::ops::Range<u64>) -> Option<(u64, L2Entry)> {
+        let extended = self.header.is_extended();
+        self.cache.peek(table, |bytes| {
+            let is_placed = |entry: &L2Entry| entry.is_compressed() || entry.host(false).is_some();
+            range
+                .filter_map(|index| Some((index, L2Entry::read(bytes, index, extended)?)))
+                .find(|(_, entry)| is_placed(entry))
+        })?
+    }
+
     /// Like [`Qcow2::recount_cluster`] for a cluster of guest data.
     async fn recount_guest(&self, refcounts: &mut Refcounts, host: u64, count: Count) -> Result<u64> {
         if count != Count::Fewer {
@@ -297,15 +318,14 @@ impl Qcow2 {
     /// Changes one refcount and gives what it is then.
     async fn recount_cluster(&self, refcounts: &mut Refcounts, host: u64, count: Count) -> Result<u64> {
         match count {
-            Count::More => self.add_reference(refcounts, host).await?,
+            Count::More => self.add_reference(refcounts, host).await,
             Count::Fewer => {
                 let times = self.reference_count(refcounts, host).await?;
                 refcounts.release(host);
-                return Ok(times.saturating_sub(1));
+                Ok(times.saturating_sub(1))
             }
-            Count::Same => {}
+            Count::Same => self.reference_count(refcounts, host).await,
         }
-        self.reference_count(refcounts, host).await
     }
 
     /// Fails if the L1 table of a snapshot cannot be where its entry says.
