@@ -13,6 +13,7 @@ const FOLDER: &str = "target/bench";
 const RUNS: usize = 9;
 const NODE_RUNS: usize = 5;
 const READS: u64 = 200_000;
+const SECRET: &str = "secret,id=s,data=password";
 /// Bytes between reads: over the L2 tables.
 const STEP: u64 = (64 << 20) + (8 << 10);
 
@@ -22,6 +23,8 @@ struct Case {
     args: Vec<String>,
     /// A file that is removed before every run.
     target: Option<String>,
+    /// Images that the command changes: each is copied from the first to the second name before every run.
+    copies: Vec<(String, String)>,
 }
 
 /// Prints the tables of the README; with a word, only the cases that have it in their name, or those of `wasm`.
@@ -99,7 +102,7 @@ fn in_node(diskette: &Path) -> Result<()> {
     for _ in 0..NODE_RUNS {
         for (times, args) in theirs.iter_mut().zip([["map", "--output=json", &large].as_slice(), &["check", &large]]) {
             let args = args.iter().map(|arg| (*arg).to_string()).collect();
-            times.push(measure(diskette, &Case { name: "", args, target: None })?);
+            times.push(measure(diskette, &Case { name: "", args, target: None, copies: vec![] })?);
         }
         theirs[2].push((1024.0 / library_reads(&half)?.1, 0.0));
         let text = output(command("node").args(["pkg/bench.mjs", &large, &half]))?;
@@ -131,6 +134,10 @@ fn measure(program: &Path, case: &Case) -> Result<(f64, f64)> {
         let _ = std::fs::remove_file(target);
         run_process(&mut command("sync"))?;
     }
+    for (from, to) in &case.copies {
+        run_process(command("cp").args(["--sparse=always", from, to]))?;
+        run_process(command("sync").arg(to))?;
+    }
     let begun = Instant::now();
     let mut child = Command::new(program).args(&case.args).stdout(std::process::Stdio::null()).spawn()?;
     let used = child.wait4()?;
@@ -155,12 +162,20 @@ fn cases() -> Vec<Case> {
         name,
         args: args.iter().map(|arg| (*arg).to_string()).collect(),
         target: target.map(path),
+        copies: vec![],
+    };
+    let changing = |name, args: &[&str], copies: &[(&str, &str)]| Case {
+        copies: copies.iter().map(|(from, to)| (path(from), path(to))).collect(),
+        ..case(name, args, None)
     };
     let (half, half_qcow2, empty, empty_qcow2) =
         (path("half.raw"), path("half.qcow2"), path("empty.raw"), path("empty.qcow2"));
     let (zlib, zstd, large, chain) =
         (path("zlib.qcow2"), path("zstd.qcow2"), path("large.qcow2"), path("chain200.qcow2"));
+    let (text, luks, large_copy) = (path("text.raw"), path("luks"), path("large.copy"));
+    let over = path("over.copy");
     let out = path("out");
+    let opened = format!("driver=luks,key-secret=s,file.filename={luks}");
     vec![
         case("convert raw to qcow2, 4 GiB half allocated", &["convert", "-O", "qcow2", &half, &out], Some("out")),
         case("convert qcow2 to raw, 4 GiB half allocated", &["convert", "-O", "raw", &half_qcow2, &out], Some("out")),
@@ -172,6 +187,42 @@ fn cases() -> Vec<Case> {
         case("map 1 TiB, 500,000 clusters", &["map", "--output=json", &large], None),
         case("check 1 TiB, 500,000 clusters", &["check", &large], None),
         case("info of a chain of 200", &["info", "--backing-chain", &chain], None),
+        case("convert -c raw to zlib qcow2, 1 GiB", &["convert", "-c", "-O", "qcow2", &text, &out], Some("out")),
+        case(
+            "convert -c raw to zstd qcow2, 1 GiB",
+            &["convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd", &text, &out],
+            Some("out"),
+        ),
+        case(
+            "convert LUKS to raw, 1 GiB",
+            &["convert", "--object", SECRET, "--image-opts", &opened, "-O", "raw", &out],
+            Some("out"),
+        ),
+        case(
+            "convert raw to LUKS, 1 GiB",
+            &["convert", "--object", SECRET, "-O", "luks", "-o", "key-secret=s,iter-time=10", &text, &out],
+            Some("out"),
+        ),
+        changing("snapshot -c of 1 TiB", &["snapshot", "-c", "two", &large_copy], &[("snapped.qcow2", "large.copy")]),
+        changing("snapshot -a of 1 TiB", &["snapshot", "-a", "one", &large_copy], &[("snapped.qcow2", "large.copy")]),
+        changing("snapshot -d of 1 TiB", &["snapshot", "-d", "one", &large_copy], &[("snapped.qcow2", "large.copy")]),
+        changing(
+            "rebase to an image that differs in a 16th, 1 GiB",
+            &["rebase", "-b", "other.qcow2", "-F", "qcow2", &over],
+            &[("over.qcow2", "over.copy"), ("base.qcow2", "base.copy")],
+        ),
+        changing(
+            "commit of 512 MiB",
+            &["commit", "-q", &over],
+            &[("over.qcow2", "over.copy"), ("base.qcow2", "base.copy")],
+        ),
+        case("measure 1 TiB, 500,000 clusters", &["measure", "-O", "qcow2", &large], None),
+        case("measure raw, 4 GiB half allocated", &["measure", "-O", "qcow2", &half], None),
+        changing(
+            "check -r all, 1 TiB with 50,000 leaks",
+            &["check", "-r", "all", &large_copy],
+            &[("leaky.qcow2", "large.copy")],
+        ),
     ]
 }
 
@@ -205,7 +256,50 @@ fn prepare() -> Result<()> {
             qemu_img(&["create", "-q", "-f", "qcow2", "-u", "-b", &base, "-F", "qcow2", &top, "1G"])?;
         }
     }
+    if !Path::new(&path("leaky.qcow2")).exists() {
+        prepare_changing(qemu_img)?;
+    }
     let _ = output(command("sync").args::<_, &str>([]));
+    Ok(())
+}
+
+/// The images of the cases that change one.
+fn prepare_changing(qemu_img: impl Fn(&[&str]) -> Result<()>) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let create = ["create", "-q", "-f", "luks", "-o", "key-secret=s,iter-time=10", "--object", SECRET];
+    qemu_img(&[&create[..], &[&path("luks"), "1G"]].concat())?;
+    let luks = format!("driver=luks,key-secret=s,file.filename={}", path("luks"));
+    let target = ["convert", "--object", SECRET, "--target-image-opts", "-n", &path("text.raw"), &luks];
+    qemu_img(&target)?;
+    run_process(command("cp").args(["--sparse=always", &path("large.qcow2"), &path("snapped.qcow2")]))?;
+    qemu_img(&["snapshot", "-c", "one", &path("snapped.qcow2")])?;
+    // Of every 2 MiB, the overlay has the first, and both backing images half of each.
+    fill(&path("over.raw"), 1 << 30, 2 << 20)?;
+    for (raw, image) in [("text.raw", "base.qcow2"), ("text.raw", "other.qcow2"), ("over.raw", "over.qcow2")] {
+        qemu_img(&["convert", "-O", "qcow2", &path(raw), &path(image)])?;
+    }
+    qemu_img(&["rebase", "-u", "-b", "base.copy", "-F", "qcow2", &path("over.qcow2")])?;
+    // The other image differs in one cluster of 16.
+    let commands: String =
+        (0..1024u32).map(|number| format!("write -P {} {number}M 64k\n", number % 255 + 1)).collect();
+    let mut io = command("qemu-io");
+    feed(io.arg(path("other.qcow2")), &commands)?;
+    // The last clusters of the image are counted once more than they are used.
+    run_process(command("cp").args(["--sparse=always", &path("large.qcow2"), &path("leaky.qcow2")]))?;
+    let file = std::fs::File::options().write(true).open(path("leaky.qcow2"))?;
+    file.write_all_at(&[0, 2].repeat(50_000), 2 * 65_536 + 2 * 100_000)?;
+    Ok(())
+}
+
+/// Runs a program that reads commands from its standard input.
+fn feed(program: &mut Command, commands: &str) -> Result<()> {
+    use std::io::Write;
+    let piped = std::process::Stdio::piped;
+    let mut child = program.stdin(piped()).stdout(std::process::Stdio::null()).spawn()?;
+    child.stdin.take().context("no standard input")?.write_all(commands.as_bytes())?;
+    if !child.wait()?.success() {
+        bail!("{program:?} failed");
+    }
     Ok(())
 }
 
