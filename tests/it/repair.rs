@@ -424,7 +424,8 @@ fn what_is_written_after_a_repair_is_as_safe_as_before() {
 
 #[test]
 fn what_a_failed_change_set_aside_is_given_back() {
-    let changes: [(&str, fn(&Image) -> diskette::Result<()>); 2] = [
+    type Change = fn(&Image) -> diskette::Result<()>;
+    let changes: [(&str, Change); 2] = [
         ("refcount_bits", |image| amend(image, &[("refcount_bits", "64")])),
         ("L1 table", |image| block_on(image.resize(1 << 31, Preallocation::Off))),
     ];
