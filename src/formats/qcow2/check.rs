@@ -33,6 +33,9 @@ impl Qcow2 {
         }
         #[cfg(feature = "write")]
         if repair != Repair::Nothing {
+            // A repair takes the dirty bit away, and whoever changes something after it has to set it again.
+            self.changing.store(false, Ordering::Release);
+            self.begun.store(false, Ordering::Release);
             return self.repair_all(repair).await;
         }
         let mut check = Check::new(self, Repair::Nothing)?;
@@ -264,6 +267,9 @@ impl<'a> Check<'a> {
         } else if self.rebuild {
             let text = "ERROR need to rebuild refcount structures".into();
             self.report.add(FindingKind::CheckError, text);
+            self.report.aborted = Some(Abort { kind: ErrorKind::Io, text: None });
+        } else if self.incomplete && self.report.leaks > 0 {
+            // What seems to be lost space may be what the part that cannot be read refers to.
             self.report.aborted = Some(Abort { kind: ErrorKind::Io, text: None });
         } else if self.report.leaks > 0 || self.report.corruptions > 0 {
             (self.report.leaks, self.report.corruptions) = before;

@@ -155,15 +155,20 @@ impl Check<'_> {
     /// Finds a place for every block that is needed and has none, those for the blocks themselves too.
     fn place_blocks(&mut self, blocks: &mut BTreeMap<u64, u64>, free: &mut u64) -> Result<()> {
         let per_block = self.image.refcounts_per_block();
-        loop {
-            let needed = (0..self.references.clusters.div_ceil(per_block))
-                .find(|index| !blocks.contains_key(index) && self.is_used(index * per_block, per_block));
-            let Some(index) = needed else { return Ok(()) };
-            let place = self.free_run(1, free);
-            self.references.cover(place);
-            self.references.add(place, 1)?;
-            blocks.insert(index, place << self.image.header.cluster.bits());
+        let mut first = 0;
+        while first < self.references.clusters.div_ceil(per_block) {
+            let mut index = first;
+            // The block for a new one may be one of those before it.
+            while !blocks.contains_key(&index) && self.is_used(index * per_block, per_block) {
+                let place = self.free_run(1, free);
+                self.references.cover(place);
+                self.references.add(place, 1)?;
+                blocks.insert(index, place << self.image.header.cluster.bits());
+                index = place / per_block;
+            }
+            first += 1;
         }
+        Ok(())
     }
 
     /// Whether anything refers to any of `count` clusters.
