@@ -11,7 +11,7 @@ use crate::describe::SnapshotChoice;
 use crate::engine::{Format, Image, ImageOptions, byte_granular};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filters::Report;
-use crate::node::{Node, ReadFlags, Role};
+use crate::node::{Node, ReadFlags};
 use crate::op::BoxFuture;
 use crate::options::Options;
 use crate::policy::{Budgets, Gate, Reference};
@@ -502,11 +502,12 @@ async fn open_layer(
 }
 
 /// A reference that `from` makes to a backing image.
+#[cfg(feature = "qcow2")]
 pub(crate) fn backing_reference(name: &str, format: Option<&str>, from: &str) -> Reference {
     Reference {
         name: name.to_string(),
         format: format.map(ToString::to_string),
-        role: Role::Backing,
+        role: crate::node::Role::Backing,
         from: from.to_string(),
         writable: false,
         options: Options::new(),
