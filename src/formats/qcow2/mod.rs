@@ -2,7 +2,8 @@
 //!
 //! Bytes: [`header`], [`extension`], [`table`], `snapshot`, `bitmap`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
 //! `metadata` (what must not be overwritten), `change` (everything that alters the mapping), `bitmaps` (with `bitmap_store` and
-//! `bitmap_extension`), `compress`, `check` (with `compare`, and for repairs `repair`, `rebuild`, `snapshots_repair`), `create`, `describe`, `encryption`, `resize`, `rewrite`, `snapshots`.
+//! `bitmap_extension`), `compress`, `check` (with `compare`; for repairs `repair`, `rebuild`, `snapshots_repair`), `create`,
+//! `describe`, `encryption`, `resize`, `rewrite`, `snapshots`.
 
 mod amend;
 mod bitmap;
