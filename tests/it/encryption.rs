@@ -443,6 +443,16 @@ fn the_header_in_a_qcow2_image_is_never_overwritten() {
 }
 
 #[test]
+fn an_image_with_an_encryption_header_is_never_taken_for_a_plain_one() {
+    for method in [0u32, 1] {
+        let mut bytes = create(SIZE, ENCRYPTED);
+        bytes[32..36].copy_from_slice(&method.to_be_bytes());
+        let error = open(Memory::new(bytes), &keyed("encrypt.", "s", readable())).unwrap_err();
+        assert!(error.to_string().contains("CRYPTO header extension only expected"), "{error}");
+    }
+}
+
+#[test]
 fn a_new_key_needs_random_numbers_of_the_host() {
     let keyring = diskette::Keyring::of([("s", diskette::Secret::new(*b"x"))]);
     let create = diskette::drivers::Drivers::all().by_name("luks").unwrap().create.unwrap();
