@@ -106,6 +106,7 @@ pub struct Blkdebug {
     image: Arc<dyn Node>,
     alignment: u32,
     zero_alignment: u64,
+    discard_alignment: u64,
     most: Most,
     state: Mutex<State>,
     report: Option<Report>,
@@ -162,20 +163,19 @@ impl Blkdebug {
                 return Err(unmet(name, largest));
             }
         }
-        let most = |limit: u64| if limit == 0 { u64::MAX } else { limit };
-        let most = Most { transfer: most(max_transfer), zero: most(max_zero), discard: most(max_discard) };
+        let (zero_alignment, discard_alignment) =
+            (zero_alignment.max(alignment.into()), discard_alignment.max(alignment.into()));
+        let most = |limit: u64, alignment: u64| if limit == 0 { u64::MAX } else { limit - limit % alignment };
+        let most = Most {
+            transfer: most(max_transfer, alignment.into()),
+            zero: most(max_zero, zero_alignment),
+            discard: most(max_discard, discard_alignment),
+        };
         let mut state = State { state: 1, ..State::default() };
         for rule in rules {
             state.add(rule);
         }
-        Ok(Blkdebug {
-            image,
-            alignment,
-            zero_alignment: zero_alignment.max(alignment.into()),
-            most,
-            state: Mutex::new(state),
-            report,
-        })
+        Ok(Blkdebug { image, alignment, zero_alignment, discard_alignment, most, state: Mutex::new(state), report })
     }
 
     /// Holds up the first request that announces `event`, under `tag`.
@@ -537,9 +537,13 @@ impl Node for Blkdebug {
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
         // The optimal length is a hint; what is not made of whole blocks is left out.
         let Some(middle) = aligned_part(range, self.alignment.into()) else { return Op::ok(()) };
+        // Pieces end where the optimal length says, from the first on.
+        let to_boundary = middle.start.next_multiple_of(self.discard_alignment) - middle.start;
+        let head = Range::new(middle.start, to_boundary.min(middle.len));
+        let rest = Range::new(head.end(), middle.len - head.len);
         if middle.len > self.most.discard {
             return Op::future(async move {
-                for piece in pieces(middle, self.most.discard) {
+                for piece in [head].into_iter().chain(pieces(rest, self.most.discard)).filter(|piece| piece.len > 0) {
                     self.discard(piece).await?;
                 }
                 Ok(())

@@ -160,7 +160,9 @@ impl Qcow2 {
         let freed = async {
             self.recount(refcounts, &mut table, Count::Fewer, None).await.map_err(|(_, error)| error)?;
             self.release_run(refcounts, snapshot.l1_offset, self.l1_clusters(snapshot.l1_entries));
-            self.write_back(refcounts).await
+            self.write_back(refcounts).await?;
+            refcounts.pass_discards(None);
+            self.refresh_flags(refcounts).await
         };
         let freed: Result<()> = freed.await;
         refcounts.pass_discards(None);
@@ -171,8 +173,7 @@ impl Qcow2 {
             self.health.say(&alloc::format!("qcow2_free_clusters failed: {}", error.kind().reason()));
             let text = alloc::format!("Failed to free the cluster and L1 table: {}", error.kind().reason());
             Error::new(error.kind(), text)
-        })?;
-        self.refresh_flags(refcounts).await
+        })
     }
 
     /// Leaves the active table without an entry, and gives back what it referred to.
