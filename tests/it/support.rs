@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use diskette::drivers::{CreateContext, Drivers, OpenOptions};
@@ -54,10 +54,15 @@ impl Random {
 /// A leaf that keeps what was not flushed apart: after a power cut any subset of it may be lost.
 pub struct TestNode {
     state: Mutex<TestState>,
-    /// Fails the request with this number, counting mutations from 0.
+    /// Fails the request with this number and those after it, counting mutations from 0.
     pub fail_at: AtomicUsize,
+    /// Fails that one request only.
+    pub fail_once: AtomicBool,
     pub fail_with: ErrorKind,
-    mutations: AtomicUsize,
+    /// Mutations of this file and of those beside it.
+    mutations: Arc<AtomicUsize>,
+    /// Which requests failed.
+    pub failed: Mutex<Vec<&'static str>>,
     pub reads: AtomicU64,
 }
 
@@ -80,6 +85,8 @@ pub enum Pending {
 /// What a power cut at one moment can leave behind.
 #[derive(Clone)]
 pub struct Snapshot {
+    /// How many mutations there were until then, of this file and of those beside it.
+    pub number: usize,
     pub durable: Vec<u8>,
     pub pending: Vec<Pending>,
 }
@@ -109,12 +116,23 @@ impl Snapshot {
 
 impl TestNode {
     pub fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Self::counted(bytes, Arc::default())
+    }
+
+    /// A file on the same disk: the mutations of both are counted together.
+    pub fn beside(&self, bytes: Vec<u8>) -> Arc<Self> {
+        Self::counted(bytes, self.mutations.clone())
+    }
+
+    fn counted(bytes: Vec<u8>, mutations: Arc<AtomicUsize>) -> Arc<Self> {
         let state = TestState { durable: bytes.clone(), current: bytes, ..TestState::default() };
         Arc::new(TestNode {
             state: Mutex::new(state),
             fail_at: AtomicUsize::new(usize::MAX),
+            fail_once: AtomicBool::new(false),
             fail_with: ErrorKind::NoSpace,
-            mutations: AtomicUsize::new(0),
+            mutations,
+            failed: Mutex::default(),
             reads: AtomicU64::new(0),
         })
     }
@@ -136,15 +154,19 @@ impl TestNode {
         self.state.lock().unwrap().current.clone()
     }
 
-    fn mutate(&self, change: impl FnOnce(&mut TestState)) -> Result<()> {
-        if self.mutations.fetch_add(1, Ordering::Relaxed) >= self.fail_at.load(Ordering::Relaxed) {
+    fn mutate(&self, kind: &'static str, change: impl FnOnce(&mut TestState)) -> Result<()> {
+        let number = self.mutations.fetch_add(1, Ordering::Relaxed);
+        let fail_at = self.fail_at.load(Ordering::Relaxed);
+        if number == fail_at || number > fail_at && !self.fail_once.load(Ordering::Relaxed) {
+            self.failed.lock().unwrap().push(kind);
             return Err(Error::new(self.fail_with, "no space left, says the test"));
         }
         let mut state = self.state.lock().unwrap();
         change(&mut state);
-        let snapshot = Snapshot { durable: state.durable.clone(), pending: state.pending.clone() };
-        if let Some(history) = &mut state.history {
-            history.push(snapshot);
+        if state.history.is_some() {
+            let snapshot =
+                Snapshot { number: number + 1, durable: state.durable.clone(), pending: state.pending.clone() };
+            state.history.get_or_insert_default().push(snapshot);
         }
         Ok(())
     }
@@ -166,7 +188,7 @@ impl Node for TestNode {
     }
 
     fn write<'a>(&'a self, at: u64, from: &'a [u8], _flags: WriteFlags) -> Op<'a, ()> {
-        Op::Ready(self.mutate(|state| {
+        Op::Ready(self.mutate("write", |state| {
             let end = at as usize + from.len();
             if state.current.len() < end {
                 state.current.resize(end, 0);
@@ -184,14 +206,14 @@ impl Node for TestNode {
     }
 
     fn flush<'a>(&'a self) -> Op<'a, ()> {
-        Op::Ready(self.mutate(|state| {
+        Op::Ready(self.mutate("flush", |state| {
             state.durable = state.current.clone();
             state.pending.clear();
         }))
     }
 
     fn resize<'a>(&'a self, length: u64, _preallocation: Preallocation) -> Op<'a, ()> {
-        Op::Ready(self.mutate(|state| {
+        Op::Ready(self.mutate("resize", |state| {
             state.current.resize(length as usize, 0);
             state.pending.push(Pending::Length(length as usize));
         }))
