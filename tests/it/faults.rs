@@ -705,7 +705,7 @@ fn creations() -> Vec<Case> {
                 let source: Arc<dyn Node> = Memory::read_only(disk, "source");
                 let source: Arc<dyn Node> =
                     open(source, &OpenOptions { format: Some("raw".into()), ..OpenOptions::default() })?;
-                let options = CopyOptions { workers: 2, compress: copied == 2, ..CopyOptions::default() };
+                let options = CopyOptions { workers: 1, compress: copied == 2, ..CopyOptions::default() };
                 copy(&source, &(image.clone() as Arc<dyn Node>), options, &|_| ControlFlow::Continue(()))
                     .map_err(|stopped| stopped.error)
             })
@@ -726,7 +726,7 @@ fn creations() -> Vec<Case> {
     for (what, options, copied) in [
         ("plain", with(SMALL, &[]), 1),
         ("LUKS", with(ENCRYPTED, &[]), 1),
-        ("zlib", with(TINY, &[]), 2),
+        ("zlib", with(SMALL, &[]), 2),
         ("zstd", with(SMALL, &[("compression_type", "zstd")]), 2),
     ] {
         let copied = if CAN_COMPRESS { copied } else { 1 };

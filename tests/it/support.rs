@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use diskette::drivers::{CreateContext, Drivers, OpenOptions};
-use diskette::native::Secrets;
 use diskette::{
     Error, ErrorKind, Gate, Image, ImageOptions, Keyring, Memory, Node, NodeInfo, Op, Opener, Policy, Preallocation,
-    Range, ReadFlags, Reference, Result, Secret, WriteFlags, block_on,
+    Range, ReadFlags, Reference, Result, Secret, SecretSource, WriteFlags, block_on,
 };
 
 /// A small deterministic random source (SplitMix64).
@@ -250,10 +249,28 @@ pub fn create_as(
     block_on(create(CreateContext { file, data_file, size, options, keyring: &keyring() }))
 }
 
-/// Secrets of the tests: `s`, and two more.
+/// Secrets of the tests: `s`, and two more. Keys are the same every time, and as there is no clock none takes long.
 pub fn keyring() -> Keyring {
-    let known = [("s", "open sesame"), ("other", "hunter2"), ("third", "swordfish")];
-    Secrets::keyring(known.map(|(id, text)| (id.to_string(), Secret::new(text.as_bytes()))).into())
+    Keyring::new(Arc::new(Host(Mutex::new(Random::new(1)))))
+}
+
+struct Host(Mutex<Random>);
+
+impl SecretSource for Host {
+    fn secret(&self, id: &str) -> Result<Option<Secret>> {
+        let known = [("s", "open sesame"), ("other", "hunter2"), ("third", "swordfish")];
+        Ok(known.iter().find(|(name, _)| *name == id).map(|(_, text)| Secret::new(text.as_bytes())))
+    }
+
+    fn random(&self, into: &mut [u8]) -> Result<()> {
+        let mut random = self.0.lock().unwrap();
+        into.iter_mut().for_each(|byte| *byte = random.next() as u8);
+        Ok(())
+    }
+
+    fn nanoseconds(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Options that open any qcow2 image of the tests, encrypted ones too.

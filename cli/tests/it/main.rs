@@ -6,6 +6,7 @@ mod chains;
 mod convert;
 mod corpus;
 mod descriptions;
+mod faults;
 mod io;
 mod luks;
 mod measures;
