@@ -7,6 +7,7 @@ mod convert;
 mod corpus;
 mod descriptions;
 mod faults;
+mod histories;
 mod hostile;
 mod io;
 mod luks;
