@@ -3,6 +3,8 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::wire::{Field, field_number, field_text};
+
 /// A value of a format-specific property. Names are those of QEMU's interface (`refcount-bits`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
@@ -107,6 +109,20 @@ pub struct HeaderField {
     pub text: String,
     /// What the field means.
     pub doc: &'static str,
+}
+
+impl HeaderField {
+    /// A declared field, with its value in the bytes of the header.
+    pub(crate) fn of(field: &Field, bytes: &[u8]) -> Self {
+        HeaderField {
+            name: field.name,
+            offset: field.offset as u64,
+            len: field.len as u64,
+            number: field_number(field, bytes),
+            text: field_text(field, bytes),
+            doc: field.doc,
+        }
+    }
 }
 
 /// A feature bit that is set.

@@ -11,7 +11,7 @@ use crate::describe::SnapshotChoice;
 use crate::engine::{Format, Image, ImageOptions, byte_granular};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filters::Report;
-use crate::node::{Node, ReadFlags, Role};
+use crate::node::{Node, ReadFlags};
 use crate::op::BoxFuture;
 use crate::options::Options;
 use crate::policy::{Budgets, Gate, Reference};
@@ -169,8 +169,10 @@ pub struct OpenOptions {
     pub drivers: Drivers,
     /// The format, if it is not to be probed.
     pub format: Option<String>,
-    /// Whether writes are refused. Backing images are always opened read-only.
+    /// Whether writes are refused. Backing images are opened read-only, too, but for the one of `writable_below`.
     pub read_only: bool,
+    /// How many images down is one that can be written to, so that this one can be committed to it; 0 for none.
+    pub writable_below: u32,
     /// Passed by every file that an image names.
     pub gate: Gate,
     /// How much the image may cost.
@@ -245,6 +247,7 @@ impl Default for OpenOptions {
             drivers: Drivers::all(),
             format: None,
             read_only: true,
+            writable_below: 0,
             gate: Gate::closed(),
             budgets: Budgets::default(),
             image: ImageOptions::default(),
@@ -269,13 +272,13 @@ impl OpenOptions {
         self.children.iter().find(|(name, _)| *name == role).map(|(_, node)| node)
     }
 
-    /// The options for an image behind this one, with what the caller said about it in particular.
-    fn lower(&self, particular: &Options) -> Self {
+    /// The options for an image `depth` behind this one, with what the caller said about it in particular.
+    fn lower(&self, depth: u32, particular: &Options) -> Self {
         let mut particular = particular.clone();
         let backing = particular.take_child("backing");
         particular.take("driver");
         OpenOptions {
-            read_only: true,
+            read_only: depth != self.writable_below,
             snapshot: None,
             driver_options: particular.into_map(),
             children: Vec::new(),
@@ -377,7 +380,7 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
     while let Some((file, format, reference)) = next.take() {
         let lower_options;
         let layer_options = if let Some(reference) = &reference {
-            lower_options = options.lower(&reference.options);
+            lower_options = options.lower(layers.len() as u32, &reference.options);
             &lower_options
         } else {
             options
@@ -406,7 +409,8 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
         };
         let format_name = layer_options.format_name;
         layers.push(Layer { format: opened.format, name, probed, missing_backing, format_name });
-        if let Some(reference) = reference {
+        if let Some(mut reference) = reference {
+            reference.writable = layers.len() as u32 == options.writable_below;
             let failed = |error: Error| below_failed(error, layers.len()).at_path(&reference.from);
             if let Some(format) = reference.format.as_deref().filter(|name| options.drivers.by_name(name).is_none()) {
                 return Err(failed(
@@ -426,7 +430,8 @@ pub async fn open(file: Arc<dyn Node>, options: &OpenOptions) -> Result<Arc<Imag
         let image_options = if top {
             ImageOptions { read_only: options.read_only, ..options.image }
         } else {
-            ImageOptions { read_only: true, ..ImageOptions::default() }
+            let read_only = layers.len() as u32 != options.writable_below;
+            ImageOptions { read_only, discard: options.image.discard, ..ImageOptions::default() }
         };
         let image = Image::new(layer.format, below.take(), layer.name, image_options)
             .with_probed(layer.probed, &options.drivers)
@@ -497,11 +502,12 @@ async fn open_layer(
 }
 
 /// A reference that `from` makes to a backing image.
+#[cfg(feature = "qcow2")]
 pub(crate) fn backing_reference(name: &str, format: Option<&str>, from: &str) -> Reference {
     Reference {
         name: name.to_string(),
         format: format.map(ToString::to_string),
-        role: Role::Backing,
+        role: crate::node::Role::Backing,
         from: from.to_string(),
         writable: false,
         options: Options::new(),

@@ -300,7 +300,8 @@ impl Graph<'_> {
                 None if is_plain => file.shown.clone(),
                 None => json_name(&all),
             };
-            let backing_mode = LeafMode { read_only: true, ..settings.mode };
+            let below = self.defaults.writable_below;
+            let backing_mode = LeafMode { read_only: below != 1, ..settings.mode };
             if let Some(reference) = options.take("backing") {
                 if !reference.is_empty() {
                     return Err(no_such_node(&reference));
@@ -316,7 +317,9 @@ impl Graph<'_> {
                 settings.backing = if is_whole {
                     let failed =
                         |error: Error| Error::new(error.kind(), alloc::format!("Could not open backing file: {error}"));
-                    BackingChoice::Node(self.disk(backing, backing_mode, None, nesting).await.map_err(failed)?)
+                    let defaults = OpenOptions { writable_below: below.saturating_sub(1), ..self.defaults.clone() };
+                    let lower = Graph { host: self.host, defaults, mode: backing_mode };
+                    BackingChoice::Node(lower.disk(backing, backing_mode, None, nesting).await.map_err(failed)?)
                 } else {
                     backing.take("node-name");
                     BackingChoice::With(backing)

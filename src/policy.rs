@@ -89,6 +89,9 @@ fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
 }
 
+/// Images that are named by description, each of which is opened within the one before.
+const MAX_NESTING: u32 = 100;
+
 /// The one gate that every opener passes.
 #[derive(Clone)]
 pub struct Gate {
@@ -96,17 +99,19 @@ pub struct Gate {
     opener: Option<Arc<dyn Opener>>,
     /// How many images lead here.
     pub(crate) depth: u32,
+    /// How many of them are open halfway, each on the stack.
+    nesting: u32,
 }
 
 impl Gate {
     /// Opens nothing.
     pub fn closed() -> Self {
-        Gate { policy: Policy::Deny, opener: None, depth: 0 }
+        Gate { policy: Policy::Deny, opener: None, depth: 0, nesting: 0 }
     }
 
     /// Opens through `opener` what `policy` allows.
     pub fn new(policy: Policy, opener: Arc<dyn Opener>) -> Self {
-        Gate { policy, opener: Some(opener), depth: 0 }
+        Gate { policy, opener: Some(opener), depth: 0, nesting: 0 }
     }
 
     /// Opens a referenced file.
@@ -122,7 +127,13 @@ impl Gate {
         self.policy.check(reference)?;
         match &self.opener {
             Some(opener) => {
-                let below = Gate { depth: self.depth.saturating_add(layers), ..self.clone() };
+                if self.nesting >= MAX_NESTING {
+                    let text =
+                        alloc::format!("the backing chain is longer than {MAX_NESTING} images within each other");
+                    return Err(Error::new(ErrorKind::OverBudget, text).at_path(&reference.from));
+                }
+                let (depth, nesting) = (self.depth.saturating_add(layers), self.nesting + 1);
+                let below = Gate { depth, nesting, ..self.clone() };
                 opener.open(reference, &below).await
             }
             None => Err(Error::unsupported(alloc::format!(

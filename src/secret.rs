@@ -10,8 +10,8 @@ use zeroize::Zeroizing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
 
-/// Bytes that are overwritten when they are dropped, and never printed.
-#[derive(Clone, PartialEq, Eq)]
+/// Bytes that are overwritten when they are dropped, and never printed nor compared.
+#[derive(Clone)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
@@ -101,8 +101,9 @@ impl Keyring {
     pub fn passphrase(&self, id: &str) -> Result<Secret> {
         let secret = self.secret(id)?;
         match core::str::from_utf8(secret.bytes()) {
-            Ok(_) => Ok(secret),
-            Err(_) => Err(Error::invalid(alloc::format!("Data from secret {id} is not valid UTF-8"))),
+            // Where texts end with a zero byte, there is none in them.
+            Ok(text) if !text.contains('\0') => Ok(secret),
+            _ => Err(Error::invalid(alloc::format!("Data from secret {id} is not valid UTF-8"))),
         }
     }
 
@@ -153,7 +154,9 @@ mod tests {
     fn an_unknown_secret_is_named() {
         let error = Keyring::default().secret("x").unwrap_err();
         assert_eq!(error.to_string(), "No secret with id 'x'");
-        let error = Keyring::of([("x", Secret::new([0xff]))]).passphrase("x").unwrap_err();
-        assert_eq!(error.to_string(), "Data from secret x is not valid UTF-8");
+        for bytes in [&[0xff][..], b"a\0b"] {
+            let error = Keyring::of([("x", Secret::new(bytes))]).passphrase("x").unwrap_err();
+            assert_eq!(error.to_string(), "Data from secret x is not valid UTF-8");
+        }
     }
 }

@@ -624,6 +624,9 @@ pub(crate) struct CommitArgs {
     /// The image of the chain to write to; without, the backing file
     #[arg(short = 'b', long, value_name = "BASE")]
     pub(crate) base: Option<String>,
+    /// Write at most so many bytes in a second
+    #[arg(short = 'r', long, value_name = "RATE")]
+    pub(crate) rate: Option<String>,
     /// Leave the image as it is, rather than empty it
     #[arg(short = 'd', long = "drop")]
     pub(crate) keep: bool,
@@ -646,7 +649,7 @@ pub(crate) struct RebaseArgs {
     #[arg(short = 't', long, value_name = "CACHE")]
     pub(crate) cache: Option<String>,
     /// Cache mode of the backing files
-    #[arg(short = 'T', long, value_name = "CACHE")]
+    #[arg(short = 'T', long = "backing-cache", value_name = "CACHE")]
     pub(crate) source_cache: Option<String>,
     /// The new backing file; "" for none
     #[arg(short = 'b', long, value_name = "BACKING")]
@@ -655,7 +658,7 @@ pub(crate) struct RebaseArgs {
     #[arg(short = 'F', long = "backing-format", value_name = "FMT")]
     pub(crate) backing_format: Option<String>,
     /// Change the name only: what the image reads as changes unless both backing files are alike
-    #[arg(short = 'u', long = "unsafe")]
+    #[arg(short = 'u', long = "backing-unsafe", alias = "unsafe")]
     pub(crate) unsafe_mode: bool,
     /// Store compressed what has to be stored
     #[arg(short = 'c', long)]

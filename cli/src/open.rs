@@ -11,7 +11,7 @@ use diskette::engine::status::Chain;
 use diskette::graph::{Graph, LeafMode};
 use diskette::native::{CacheMode, File, FileOpener, FileOptions, Locking, Machine};
 use diskette::options::Options;
-use diskette::{Budgets, Error, Gate, Image, ImageOptions, Node, Opener, Policy, Role, block_on};
+use diskette::{Budgets, Error, Gate, Image, ImageOptions, Node, Policy, Role, block_on};
 
 use crate::args::ImageArgs;
 use crate::image_opts::image_options;
@@ -28,6 +28,8 @@ pub(crate) struct Wish {
     pub(crate) force_share: bool,
     pub(crate) cache: CacheMode,
     pub(crate) writable: bool,
+    /// How many images down is another one that is written to; 0 for none.
+    pub(crate) writable_below: u32,
     /// The backing image is not opened.
     pub(crate) no_backing: bool,
     /// Discards reach the image.
@@ -84,17 +86,8 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Opened, Failure> {
     open_plainly(name, wish).map_err(|failure| failure.within(&format!("Could not open '{name}'")))
 }
 
-/// As [`open`], with the files that images name opened by `opener`.
-pub(crate) fn open_through(name: &str, wish: &Wish, opener: Arc<dyn Opener>) -> Result<Opened, Failure> {
-    open_with(name, wish, Some(opener)).map_err(|failure| failure.within(&format!("Could not open '{name}'")))
-}
-
 /// As [`open`], with a message that does not begin with what could not be opened.
 pub(crate) fn open_plainly(name: &str, wish: &Wish) -> Result<Opened, Failure> {
-    open_with(name, wish, None)
-}
-
-fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result<Opened, Failure> {
     if !wish.image_opts && name.is_empty() {
         return Err(Failure::new(NO_FILE_NAME));
     }
@@ -117,15 +110,13 @@ fn open_with(name: &str, wish: &Wish, opener: Option<Arc<dyn Opener>>) -> Result
     let files = FileOptions { read_only, cache: wish.cache, force_share: wish.force_share, ..FileOptions::default() };
     let machine = machine(files);
     let images = OpenOptions { budgets: budgets(), keyring: crate::secrets::keyring(), ..OpenOptions::default() };
-    let own = || {
-        let files = FileOptions { read_only: true, ..files };
-        Arc::new(FileOpener { options: files, machine: machine.clone(), images: images.clone() }) as Arc<dyn Opener>
-    };
+    let opener = FileOpener { options: files, machine: machine.clone(), images: images.clone() };
     let graph = Graph {
         host: &machine,
         defaults: OpenOptions {
             read_only,
-            gate: Gate::new(policy(), opener.unwrap_or_else(own)),
+            writable_below: wish.writable_below,
+            gate: Gate::new(policy(), Arc::new(opener)),
             no_backing: wish.no_backing,
             image: ImageOptions {
                 discard: wish.discard,
@@ -267,7 +258,7 @@ impl Drop for Opened {
 }
 
 /// Closes an image that was written to.
-pub(crate) fn close(image: &Image) -> Result<(), Failure> {
+pub(crate) fn close(image: &dyn Node) -> Result<(), Failure> {
     block_on(image.close()).map_err(|error| {
         let Some(lost) = error.problem().downcast_ref::<BitmapsLost>() else {
             return Failure::new(explain(&error, &image.name()));
@@ -291,7 +282,7 @@ pub(crate) fn close(image: &Image) -> Result<(), Failure> {
 impl Opened {
     /// Writes everything back.
     pub(crate) fn close(&self) -> Result<(), Failure> {
-        close(&self.image)
+        close(&*self.image)
     }
 
     /// The image as a node.

@@ -193,6 +193,7 @@ impl DirtyBitmap {
     }
 
     /// Whether a bit of `first..end` is set.
+    #[cfg(feature = "qcow2")]
     pub(crate) fn any_bit(&self, first: u64, end: u64) -> bool {
         self.next(first, true).is_some_and(|bit| bit < end)
     }

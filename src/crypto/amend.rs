@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::crypto::create::fill_slot;
-use crate::crypto::header::{Header, SLOTS};
+use crate::crypto::header::{Header, RawSlot, SLOTS};
 use crate::crypto::options::{DEFAULT_ITER_TIME, iter_time};
 use crate::crypto::slots::{open_slot, unlock};
 use crate::crypto::volume::Located;
@@ -94,13 +94,14 @@ async fn activate(
     if wish.old_secret.is_some() {
         return Err(Error::invalid("'old-secret' must not be given when activating keyslots"));
     }
-    let is_active = |index: usize| header.slots.get(index).is_some_and(|slot| slot.is_active());
+    let active = header.slots.map(|slot| slot.is_active());
+    let is_active = |index: usize| active.get(index).copied().unwrap_or(false);
     let index = wish
         .keyslot
         .or_else(|| (0..SLOTS).find(|index| !is_active(*index)))
         .ok_or_else(|| Error::invalid("Can't add a keyslot - all keyslots are in use"))?;
-    let replaces = is_active(index);
-    if replaces && !wish.force {
+    let is_replaced = is_active(index);
+    if is_replaced && !wish.force {
         return Err(Error::invalid(format!("Refusing to overwrite active keyslot {index} - please erase it first")));
     }
     let old = keyring.passphrase(opened_with.unwrap_or_default())?;
@@ -108,15 +109,58 @@ async fn activate(
     let new = keyring.passphrase(new_secret)?;
     let time = wish.iter_time.unwrap_or(DEFAULT_ITER_TIME);
     let mut changed = header.clone();
+    check_material(volume, header, index)?;
     let material = fill_slot(&mut changed, index, time, &key, &new, keyring)?;
-    let others = (0..SLOTS).any(|other| other != index && is_active(other));
-    if replaces && others {
-        // A slot never claims material that is only partly its own.
-        set_inactive(volume, header, index).await?;
+    if !is_replaced {
+        return fill(volume, header, &changed, index, &material).await;
     }
-    write_material(volume, &changed, index, &material).await?;
-    *header = changed;
+    // A slot never claims material that is only partly its own. The new key is in a free slot until it is in this one, so
+    // that the old or the new secret opens the volume at every moment.
+    let spare = (0..SLOTS).find(|other| !is_active(*other) && check_material(volume, header, *other).is_ok());
+    if let (Some(spare), Some(filled)) = (spare, changed.slots.get(index)) {
+        // The material does not depend on its place.
+        let mut doubled = header.clone();
+        if let Some(slot) = doubled.slots.get_mut(spare) {
+            *slot = RawSlot { key_material_offset: slot.key_material_offset, ..*filled };
+        }
+        fill(volume, header, &doubled, spare, &material).await?;
+        if let (Some(slot), Some(filled)) = (changed.slots.get_mut(spare), doubled.slots.get(spare)) {
+            *slot = *filled;
+        }
+    }
+    set_inactive(volume, header, index).await?;
+    fill(volume, header, &changed, index, &material).await?;
+    match spare {
+        Some(spare) => erase(volume, header, spare, keyring).await,
+        None => Ok(()),
+    }
+}
+
+/// Writes the key material of a slot, and then the header, which becomes `changed`.
+async fn fill(
+    volume: Located<'_>,
+    header: &mut Header,
+    changed: &Header,
+    index: usize,
+    material: &Secret,
+) -> Result<()> {
+    write_material(volume, changed, index, material).await?;
+    *header = changed.clone();
     write_header(volume, header).await
+}
+
+/// Fails unless there is room for the key material of a slot, which need not be so while the slot is free.
+fn check_material(volume: Located<'_>, header: &Header, index: usize) -> Result<()> {
+    let Some(slot) = header.slots.get(index) else { return Ok(()) };
+    let end = slot.material_offset() + header.material_bytes() as u64;
+    if end <= volume.available {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "Keyslot {index} lies outside: it ends at byte {end}, and there are {}",
+        volume.available
+    ))
+    .at_offset(volume.at))
 }
 
 async fn deactivate(volume: Located<'_>, header: &mut Header, wish: &Wish<'_>, keyring: &Keyring) -> Result<()> {
@@ -179,6 +223,7 @@ async fn deactivate(volume: Located<'_>, header: &mut Header, wish: &Wish<'_>, k
 
 /// Frees a slot, and then overwrites its key material.
 async fn erase(volume: Located<'_>, header: &mut Header, index: usize, keyring: &Keyring) -> Result<()> {
+    check_material(volume, header, index)?;
     set_inactive(volume, header, index).await?;
     let mut garbage = Secret::zeroed(header.material_bytes());
     for _ in 0..ERASE_PASSES {

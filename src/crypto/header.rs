@@ -9,7 +9,7 @@ use crate::crypto::SECTOR_BYTES;
 use crate::crypto::spec::{Cipher, Generator, Hash, Mode, SectorSpec};
 use crate::describe::{HeaderField, Value};
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::{field_number, field_text, on_disk};
+use crate::wire::on_disk;
 
 /// What a LUKS header begins with, of any version.
 pub const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
@@ -337,17 +337,7 @@ impl Header {
     /// Every field with its place in a file where the header begins at offset 0.
     pub fn fields(&self) -> Vec<HeaderField> {
         let bytes = self.raw.emit();
-        RawHeader::FIELDS
-            .iter()
-            .map(|field| HeaderField {
-                name: field.name,
-                offset: field.offset as u64,
-                len: field.len as u64,
-                number: field_number(field, &bytes),
-                text: field_text(field, &bytes),
-                doc: field.doc,
-            })
-            .collect()
+        RawHeader::FIELDS.iter().map(|field| HeaderField::of(field, &bytes)).collect()
     }
 }
 

@@ -4,6 +4,10 @@
 //! key: they are there without the feature `crypto`, so that an encrypted image can be described. The rest is one file per
 //! concern: `hash` and `kdf`, `split` (the anti-forensic splitter), `cipher` (single blocks), `generator` (initialisation
 //! vectors), `sector` (whole sectors in a mode), `slots` (key slots), `create` and `amend`.
+#![cfg_attr(
+    not(any(feature = "luks", feature = "qcow2")),
+    allow(dead_code, unused_imports, reason = "no format is encrypted")
+)]
 
 #[cfg(not(feature = "crypto"))]
 mod absent;

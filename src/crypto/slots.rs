@@ -26,7 +26,7 @@ pub(crate) async fn unlock(volume: Located<'_>, passphrase: &Secret) -> Result<S
 
 /// The volume key, if the slot is in use and has this passphrase.
 pub(super) async fn open_slot(volume: Located<'_>, index: usize, passphrase: &Secret) -> Result<Option<Secret>> {
-    let Located { file, at, header, iterations: budget } = volume;
+    let Located { file, at, header, iterations: budget, .. } = volume;
     let Some(slot) = header.slots.get(index).filter(|slot| slot.is_active()) else { return Ok(None) };
     for (what, count) in
         [("Keyslot", slot.iterations), ("the checksum of the key, tried for keyslot", header.raw.mk_digest_iter)]

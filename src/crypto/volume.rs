@@ -21,6 +21,8 @@ pub(crate) struct Located<'a> {
     pub(crate) file: &'a dyn Node,
     /// Where the header begins in the file.
     pub(crate) at: u64,
+    /// Bytes from there on that are the volume's to write.
+    pub(crate) available: u64,
     pub(crate) header: &'a Header,
     /// Most iterations of a key derivation.
     pub(crate) iterations: u32,
@@ -63,7 +65,7 @@ pub(crate) struct Unlocking {
 /// An open LUKS header.
 pub(crate) struct Volume {
     file: Arc<dyn Node>,
-    at: u64,
+    place: Place,
     header: Mutex<Header>,
     cipher: Option<SectorCipher>,
     unlocking: Unlocking,
@@ -86,12 +88,12 @@ impl Volume {
                 // What cannot be decrypted is said before any work is done for a passphrase.
                 let spec = header.sector_spec()?;
                 let passphrase = unlocking.keyring.passphrase(id)?;
-                let located = Located { file: &*file, at: place.at, header: &header, iterations: unlocking.iterations };
+                let located = located(&*file, place, &header, &unlocking);
                 let key = unlock(located, &passphrase).await?;
                 Some(SectorCipher::new(&spec, key.bytes())?)
             }
         };
-        Ok(Volume { file, at: place.at, header: Mutex::new(header), cipher, unlocking, changing: Lock::new(()) })
+        Ok(Volume { file, place, header: Mutex::new(header), cipher, unlocking, changing: Lock::new(()) })
     }
 
     /// Whether there is no key.
@@ -124,13 +126,16 @@ impl Volume {
     pub(crate) async fn amend(&self, options: &BTreeMap<String, String>, prefix: &str, force: bool) -> Result<()> {
         let _alone = self.changing.lock().await;
         let header = self.header();
-        let located =
-            Located { file: &*self.file, at: self.at, header: &header, iterations: self.unlocking.iterations };
+        let located = located(&*self.file, self.place, &header, &self.unlocking);
         let secret = self.unlocking.secret.as_deref();
         let (now, done) = amend(located, options, prefix, force, &self.unlocking.keyring, secret).await;
         *self.header.lock() = now;
         done
     }
+}
+
+fn located<'a>(file: &'a dyn Node, place: Place, header: &'a Header, unlocking: &Unlocking) -> Located<'a> {
+    Located { file, at: place.at, available: place.available, header, iterations: unlocking.iterations }
 }
 
 /// Said about data without a key.

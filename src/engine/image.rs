@@ -300,16 +300,14 @@ impl Image {
         if let Some(len @ 1..) = covered.checked_sub(old) {
             // The zeroes are on disk before the size is, or a power cut would show the backing image.
             self.format.reserve(length).await?;
-            let grow = async {
+            let zero = async {
                 self.zero_mapped(&request, Range::new(old, len), WriteFlags::default()).await?;
-                self.format.flush().await?;
-                self.format.resize(length, preallocation).await
+                self.format.flush().await
             };
-            let grown = grow.await;
-            if grown.is_err() {
+            if let Err(error) = zero.await {
                 self.format.reserve(old).await?;
+                return Err(error);
             }
-            return grown;
         }
         self.format.resize(length, preallocation).await
     }

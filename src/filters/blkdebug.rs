@@ -95,6 +95,9 @@ struct Suspended {
     waker: Option<Waker>,
 }
 
+/// Limits are below this.
+const NO_LIMIT: u64 = i32::MAX as u64;
+
 /// Told what happens, in words.
 pub type Report = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -103,8 +106,16 @@ pub struct Blkdebug {
     image: Arc<dyn Node>,
     alignment: u32,
     zero_alignment: u64,
+    most: Most,
     state: Mutex<State>,
     report: Option<Report>,
+}
+
+/// Most bytes of one request.
+struct Most {
+    transfer: u64,
+    zero: u64,
+    discard: u64,
 }
 
 impl core::fmt::Debug for Blkdebug {
@@ -137,13 +148,9 @@ impl Blkdebug {
         };
         let mut limit = |name: &str| -> Result<u64> {
             let value = options.take_size(name)?.unwrap_or(0);
-            if value.is_multiple_of(alignment.into()) && value < i32::MAX as u64 {
-                Ok(value)
-            } else {
-                Err(unmet(name, value))
-            }
+            if value.is_multiple_of(alignment.into()) && value < NO_LIMIT { Ok(value) } else { Err(unmet(name, value)) }
         };
-        limit("max-transfer")?;
+        let max_transfer = limit("max-transfer")?;
         let zero_alignment = limit("opt-write-zero")?;
         let max_zero = limit("max-write-zero")?;
         let discard_alignment = limit("opt-discard")?;
@@ -155,6 +162,8 @@ impl Blkdebug {
                 return Err(unmet(name, largest));
             }
         }
+        let most = |limit: u64| if limit == 0 { u64::MAX } else { limit };
+        let most = Most { transfer: most(max_transfer), zero: most(max_zero), discard: most(max_discard) };
         let mut state = State { state: 1, ..State::default() };
         for rule in rules {
             state.add(rule);
@@ -163,6 +172,7 @@ impl Blkdebug {
             image,
             alignment,
             zero_alignment: zero_alignment.max(alignment.into()),
+            most,
             state: Mutex::new(state),
             report,
         })
@@ -438,6 +448,15 @@ pub fn parse_config(text: &str, name: &str) -> Result<Vec<Rule>> {
     Ok(rules)
 }
 
+/// A range in pieces of at most `most` bytes.
+fn pieces(range: Range, most: u64) -> impl Iterator<Item = Range> {
+    let count = range.len.div_ceil(most);
+    (0..count).map(move |index| {
+        let start = range.start + index * most;
+        Range::new(start, most.min(range.end() - start))
+    })
+}
+
 impl Node for Blkdebug {
     fn info(&self) -> NodeInfo {
         NodeInfo { request_alignment: self.alignment, ..self.image.info() }
@@ -451,6 +470,16 @@ impl Node for Blkdebug {
     }
 
     fn read<'a>(&'a self, at: u64, into: &'a mut [u8], flags: ReadFlags) -> Op<'a, ()> {
+        let most = self.most.transfer;
+        if into.len() as u64 > most {
+            return Op::future(async move {
+                for (place, part) in pieces(Range::new(at, into.len() as u64), most).zip(into.chunks_mut(most as usize))
+                {
+                    self.read(place.start, part, flags).await?;
+                }
+                Ok(())
+            });
+        }
         match self.check(IoKind::Read, Some(Range::new(at, into.len() as u64))) {
             Ok(()) => self.image.read(at, within(&*self.image, at, into), flags),
             Err(error) => Op::err(error),
@@ -458,6 +487,15 @@ impl Node for Blkdebug {
     }
 
     fn write<'a>(&'a self, at: u64, from: &'a [u8], flags: WriteFlags) -> Op<'a, ()> {
+        let most = self.most.transfer;
+        if from.len() as u64 > most {
+            return Op::future(async move {
+                for (place, part) in pieces(Range::new(at, from.len() as u64), most).zip(from.chunks(most as usize)) {
+                    self.write(place.start, part, flags).await?;
+                }
+                Ok(())
+            });
+        }
         match self.check(IoKind::Write, Some(Range::new(at, from.len() as u64))) {
             Ok(()) => self.image.write(at, from, flags),
             Err(error) => Op::err(error),
@@ -469,6 +507,14 @@ impl Node for Blkdebug {
         let Some(middle) = aligned_part(range, self.zero_alignment) else {
             return Op::err(Error::unsupported("zeroing less than the optimal length is a write"));
         };
+        if middle == range && range.len > self.most.zero {
+            return Op::future(async move {
+                for piece in pieces(range, self.most.zero) {
+                    self.write_zeroes(piece, flags).await?;
+                }
+                Ok(())
+            });
+        }
         if middle == range {
             return match self.check(IoKind::WriteZeroes, Some(range)) {
                 Ok(()) => self.image.write_zeroes(range, flags),
@@ -478,8 +524,7 @@ impl Node for Blkdebug {
         Op::future(async move {
             let head = Range::new(range.start, middle.start - range.start);
             let tail = Range::new(middle.end(), range.end() - middle.end());
-            self.check(IoKind::WriteZeroes, Some(middle))?;
-            self.image.write_zeroes(middle, flags).await?;
+            self.write_zeroes(middle, flags).await?;
             for part in [head, tail] {
                 if part.len > 0 {
                     self.write(part.start, &alloc::vec![0; part.len as usize], flags).await?;
@@ -492,6 +537,14 @@ impl Node for Blkdebug {
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
         // The optimal length is a hint; what is not made of whole blocks is left out.
         let Some(middle) = aligned_part(range, self.alignment.into()) else { return Op::ok(()) };
+        if middle.len > self.most.discard {
+            return Op::future(async move {
+                for piece in pieces(middle, self.most.discard) {
+                    self.discard(piece).await?;
+                }
+                Ok(())
+            });
+        }
         match self.check(IoKind::Discard, Some(middle)) {
             Ok(()) => self.image.discard(middle),
             Err(error) => Op::err(error),

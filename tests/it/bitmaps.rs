@@ -440,6 +440,76 @@ fn failing_writes_never_leave_a_bitmap_that_is_wrong() {
     }
 }
 
+#[test]
+fn a_single_failure_harms_neither_bitmaps_nor_data() {
+    let file = Memory::new(create(1 << 31, &[("cluster_size", "4k")]));
+    let image = open(file.clone(), &writable()).unwrap();
+    block_on(image.add_bitmap("a", Some(512), true)).unwrap();
+    write(&*image, 0, &[1; 100]).unwrap();
+    block_on(image.close()).unwrap();
+    for limit in 0.. {
+        let node = TestNode::failing_once(file.to_vec(), limit);
+        let image = open(node.clone(), &writable()).unwrap();
+        let mut failed = false;
+        let mut written = Vec::new();
+        for at in [5000, 17 << 20] {
+            match write(&*image, at, &[2; 9000]) {
+                Ok(()) => written.push(at),
+                Err(_) => failed = true,
+            }
+        }
+        failed |= block_on(image.add_bitmap("b", Some(4096), true)).is_err();
+        let is_there = image.bitmaps().unwrap().iter().any(|bitmap| bitmap.name == "b");
+        failed |= write(&*image, 40 << 20, &[3; 100]).map(|()| written.push(40 << 20)).is_err();
+        failed |= block_on(image.close()).is_err();
+        // What is free now is used at once.
+        node.fail_at.store(usize::MAX, Ordering::Relaxed);
+        write(&*image, 60 << 20, &[4; 20_000]).unwrap();
+        block_on(image.close()).unwrap();
+        let found = open(Memory::new(node.bytes()), &OpenOptions::default()).unwrap();
+        let report = block_on(found.check()).unwrap();
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "limit {limit}: {:?}", report.findings);
+        assert_eq!(read(&*found, 60 << 20, 20_000).unwrap(), [4; 20_000], "limit {limit}");
+        for bitmap in found.bitmaps().unwrap().iter().filter(|bitmap| !bitmap.in_use) {
+            let bits = block_on(found.read_bitmap(&bitmap.name)).unwrap();
+            for at in &written {
+                let counts = bitmap.name == "a" || (is_there && *at == 40 << 20);
+                assert!(!counts || bits.contains(*at), "limit {limit}: bitmap {} lacks {at}", bitmap.name);
+            }
+            assert!(bits.contains(60 << 20), "limit {limit}: bitmap {}", bitmap.name);
+        }
+        if !failed {
+            assert!(limit > 15, "{limit}");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_failure_while_the_size_changes_leaves_an_image_that_opens() {
+    for (before, after) in [(16 << 20, 64 << 20), (64 << 20, 16 << 20)] {
+        let file = Memory::new(create(before, &[("cluster_size", "4k")]));
+        let image = open(file.clone(), &writable()).unwrap();
+        block_on(image.add_bitmap("a", Some(512), true)).unwrap();
+        block_on(image.close()).unwrap();
+        for limit in 0.. {
+            let node = TestNode::failing_once(file.to_vec(), limit);
+            let image = open(node.clone(), &writable()).unwrap();
+            let resized = block_on(image.resize(after, Preallocation::Off));
+            let failed = block_on(image.close()).is_err() || resized.is_err();
+            block_on(image.close()).unwrap();
+            let found = open(Memory::new(node.bytes()), &OpenOptions::default())
+                .unwrap_or_else(|error| panic!("{before} to {after}, limit {limit}: {error}"));
+            let length = found.info().length;
+            assert!(length == after || (resized.is_err() && length == before), "limit {limit}: {length}");
+            assert!(block_on(found.read_bitmap("a")).is_ok_and(|bits| bits.length() == length), "limit {limit}");
+            if !failed {
+                break;
+            }
+        }
+    }
+}
+
 /// A closed image with two bitmaps and some bits, and where its directory is.
 fn with_bitmaps() -> (Vec<u8>, usize) {
     let file = Memory::new(create(1 << 30, &[("cluster_size", "4k")]));

@@ -330,26 +330,57 @@ fn a_power_cut_while_keys_change_leaves_a_key_that_opens() {
     write(&*image, 0, &[9; 3000]).unwrap();
     block_on(image.flush()).unwrap();
     let mut random = Random::new(3);
-    let mut cut = |change: &[(&str, &str)], force: bool, stays: &str| {
+    let mut cut = |change: &[(&str, &str)], force: bool, stay: &[&str]| {
         node.record();
+        let image = open(node.clone(), &with_secret(stay[0], writable())).unwrap();
         amend(&image, change, force).unwrap();
         let history = node.history();
         assert!(history.len() >= 4);
         for (moment, snapshot) in history.iter().enumerate() {
             for keep_of_8 in [0, 4, 8] {
                 let file = Memory::new(snapshot.survive(&mut random, keep_of_8));
-                let image = open(file, &with_secret(stays, readable()))
-                    .unwrap_or_else(|error| panic!("{change:?} moment {moment}: {error}"));
+                let image = stay.iter().find_map(|secret| open(file.clone(), &with_secret(secret, readable())).ok());
+                let image = image.unwrap_or_else(|| panic!("{change:?} moment {moment}: no key is left"));
                 assert_eq!(read(&*image, 0, 3000).unwrap(), [9; 3000], "{change:?} moment {moment}");
             }
         }
     };
     let active = |secret, slot| [("state", "active"), ("new-secret", secret), ("keyslot", slot), ("iter-time", "1")];
-    cut(&active("other", "1"), false, "s");
-    cut(&active("third", "1"), true, "s");
-    cut(&active("other", "2"), false, "third");
-    cut(&[("state", "inactive"), ("old-secret", "third")], false, "s");
-    cut(&[("state", "inactive"), ("keyslot", "0")], false, "other");
+    cut(&active("other", "1"), false, &["s"]);
+    cut(&active("third", "1"), true, &["other", "third"]);
+    cut(&active("other", "6"), false, &["third"]);
+    cut(&[("state", "inactive"), ("old-secret", "third")], false, &["s"]);
+    cut(&[("state", "inactive"), ("keyslot", "0")], false, &["other"]);
+    // The only one, which the boundary of two sectors runs through.
+    cut(&active("third", "6"), true, &["other", "third"]);
+    let slots = node.bytes()[208..592].chunks(48).map(|slot| slot[0..4] == [0, 0xac, 0x71, 0xf3]).collect::<Vec<_>>();
+    assert_eq!(slots.iter().filter(|active| **active).count(), 1);
+    assert!(slots[6]);
+}
+
+#[test]
+fn key_material_is_never_written_outside_of_the_header() {
+    let bytes = create(SIZE, ENCRYPTED);
+    let at = bytes.windows(6).position(|window| window == b"LUKS\xba\xbe").unwrap();
+    // A free slot, and the data behind it, which is nobody's in qcow2, somewhere in the file behind the header.
+    let mut lying = bytes;
+    let header = u64::try_from(2_068_480 / 512).unwrap() as u32;
+    lying[at + 104..at + 108].copy_from_slice(&(header + 2000).to_be_bytes());
+    lying[at + 208 + 48 + 40..at + 208 + 48 + 44].copy_from_slice(&(header + 8).to_be_bytes());
+    let file = Memory::new(lying);
+    let image = open(file.clone(), &keyed("encrypt.", "s", writable())).unwrap();
+    write(&*image, 0, &[7; SIZE as usize]).unwrap();
+    block_on(image.flush()).unwrap();
+    for pairs in [
+        &[("encrypt.state", "active"), ("encrypt.new-secret", "other"), ("encrypt.keyslot", "1")][..],
+        &[("encrypt.state", "inactive"), ("encrypt.keyslot", "1")],
+    ] {
+        let error = amend(&image, pairs, true).unwrap_err();
+        assert!(error.to_string().contains("Keyslot 1 lies outside"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+    }
+    assert_eq!(read(&*image, 0, SIZE as usize).unwrap(), [7; SIZE as usize]);
+    assert!(block_on(image.check()).unwrap().is_clean());
 }
 
 #[test]
@@ -440,6 +471,16 @@ fn the_header_in_a_qcow2_image_is_never_overwritten() {
     let image = open(Memory::new(lying), &keyed("encrypt.", "s", writable())).unwrap();
     let error = write(&*image, 0, &[7; 60_000]).unwrap_err();
     assert!(error.to_string().contains("overlap") || error.kind() == ErrorKind::Corrupt, "{error}");
+}
+
+#[test]
+fn an_image_with_an_encryption_header_is_never_taken_for_a_plain_one() {
+    for method in [0u32, 1] {
+        let mut bytes = create(SIZE, ENCRYPTED);
+        bytes[32..36].copy_from_slice(&method.to_be_bytes());
+        let error = open(Memory::new(bytes), &keyed("encrypt.", "s", readable())).unwrap_err();
+        assert!(error.to_string().contains("CRYPTO header extension only expected"), "{error}");
+    }
 }
 
 #[test]

@@ -318,7 +318,9 @@ fn fail(case: &Case, judged: &mut Judged) {
             let rig = Rig::new(case);
             rig.each(|node| {
                 node.fail_at.store(limit, Ordering::Relaxed);
-                node.fail_once.store(once, Ordering::Relaxed);
+                node.failures.store(if once { 1 } else { usize::MAX }, Ordering::Relaxed);
+                // A write that fails may have been done in part.
+                node.fail_half_way.store(once, Ordering::Relaxed);
             });
             let result = (case.act)(&rig);
             let failed: Vec<_> = rig.files.iter().flat_map(|(_, node)| node.failed.lock().unwrap().clone()).collect();

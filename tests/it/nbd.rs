@@ -335,6 +335,26 @@ fn a_handshake_without_an_end_is_cut_off() {
 }
 
 #[test]
+fn a_server_that_takes_nobody_does_not_keep_a_client_for_ever() {
+    let scratch = Scratch::new("nbd");
+    let path = socket(&scratch);
+    // It listens, and leaves everybody waiting until no more fit in.
+    let listener = UnixListener::bind(&path).unwrap();
+    let waiting = thread::spawn({
+        let path = path.clone();
+        move || while UnixStream::connect(&path).is_ok_and(|stream| Box::leak(Box::new(stream)).peer_addr().is_ok()) {}
+    });
+    thread::sleep(Duration::from_secs(1));
+    assert!(!waiting.is_finished());
+    let settings = Settings::new(Address::Unix { path: path.to_str().unwrap().into() }, "exp");
+    let began = Instant::now();
+    let error = Nbd::open_patiently(&settings, false, PATIENCE).unwrap_err();
+    assert!(error.to_string().contains("Connection timed out"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(5));
+    drop(listener);
+}
+
+#[test]
 fn a_lost_connection_is_made_again_if_there_is_time_for_that() {
     // The first connection ends when the first request has been answered in part.
     let server = Server::tampering(|connection, sent, bytes| {

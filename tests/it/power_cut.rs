@@ -316,3 +316,40 @@ fn a_power_cut_while_a_disk_grows_never_shows_what_the_backing_image_has_there()
         }
     }
 }
+
+#[test]
+fn what_a_grown_encrypted_disk_gains_is_zero_even_after_a_failure() {
+    let options = [("cluster_size", "512"), ("encrypt.format", "aes"), ("encrypt.key-secret", "s")];
+    let bytes = create(16 << 10, &options);
+    for limit in 0.. {
+        let node = TestNode::failing_once(bytes.clone(), limit);
+        let image = open(node.clone(), &writable()).unwrap();
+        let failed = block_on(image.resize(200 << 10, diskette::Preallocation::Metadata)).is_err();
+        node.fail_at.store(usize::MAX, Ordering::Relaxed);
+        block_on(image.close()).unwrap();
+        let image = open(Memory::new(node.bytes()), &writable()).unwrap();
+        block_on(image.resize(200 << 10, diskette::Preallocation::Off)).unwrap();
+        for at in [16 << 10, 40 << 10, 190 << 10] {
+            assert!(read(&*image, at, 8192).unwrap() == [0; 8192], "limit {limit}, offset {at}");
+        }
+        assert_eq!(block_on(image.check()).unwrap().corruptions, 0, "limit {limit}");
+        if !failed {
+            assert!(limit > 5, "{limit}");
+            break;
+        }
+    }
+}
+
+#[test]
+fn space_that_the_host_does_not_take_back_is_no_failure() {
+    let node = TestNode::new(create(SIZE, &[("cluster_size", "4k")]));
+    let image = open(node.clone(), &writable()).unwrap();
+    write(&*image, 0, &[7; 50_000]).unwrap();
+    node.refuses_discards.store(true, Ordering::Relaxed);
+    block_on(image.discard(diskette::Range::new(0, 40_960))).unwrap();
+    block_on(image.flush()).unwrap();
+    block_on(image.close()).unwrap();
+    let image = open(Memory::new(node.bytes()), &readable()).unwrap();
+    assert_eq!(read(&*image, 0, 40_960).unwrap(), [0; 40_960]);
+    assert!(block_on(image.check()).unwrap().is_clean());
+}

@@ -2,6 +2,7 @@
 //! that would be overwritten stops writing. Shrinking and changes of properties survive power cuts, too.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use diskette::drivers::OpenOptions;
@@ -383,4 +384,69 @@ fn a_power_cut_while_properties_change_loses_nothing() {
     let error = amend(&image, &[("refcount_bits", "1")]).unwrap_err();
     assert!(error.to_string().contains("Cannot decrease refcount entry width to 1 bits: Cluster at offset"), "{error}");
     assert!(amend(&image, &[("compat", "0.42")]).unwrap_err().to_string().contains("Unknown compatibility level 0.42"));
+}
+
+#[test]
+fn what_may_be_in_use_is_not_given_back() {
+    let whole = sample(false);
+    // The L1 table of the snapshot is where the file has ended.
+    let place = number(&whole, 64) as usize;
+    let beyond = (whole.len() as u64).next_multiple_of(4096) + (1 << 20);
+    let mut lying = whole.clone();
+    lying[place..place + 8].copy_from_slice(&beyond.to_be_bytes());
+    for what in [Repair::Leaks, Repair::All] {
+        let file = Memory::new(lying.clone());
+        let report = repair(file.clone(), what);
+        assert!(report.aborted.is_some() && report.leaks_fixed == 0, "{what:?}: {report:?}");
+        let mut found = file.to_vec();
+        found[place..place + 8].copy_from_slice(&whole[place..place + 8]);
+        let report = check(Memory::new(found.clone()));
+        assert!(report.is_clean(), "{what:?}: {:?}", report.findings);
+        assert!(contents(Memory::new(found)) == contents(Memory::new(whole.clone())));
+    }
+}
+
+#[test]
+fn what_is_written_after_a_repair_is_as_safe_as_before() {
+    let node = TestNode::new(sample(true));
+    let image = open(node.clone(), &writable()).unwrap();
+    write(&*image, 0, &[1; 9000]).unwrap();
+    block_on(image.repair(Repair::All)).unwrap();
+    write(&*image, 100_000, &[2; 50_000]).unwrap();
+    block_on(image.flush()).unwrap();
+    let cut = Memory::new(node.bytes());
+    let dirty = open(cut.clone(), &OpenOptions::default()).unwrap().describe().unwrap().dirty;
+    let findings = check(cut).findings;
+    assert!(dirty || findings.iter().all(|finding| finding.kind == FindingKind::Leak), "{findings:?}");
+    block_on(image.close()).unwrap();
+    assert!(check(Memory::new(node.bytes())).is_clean());
+}
+
+#[test]
+fn what_a_failed_change_set_aside_is_given_back() {
+    type Change = fn(&Image) -> diskette::Result<()>;
+    let changes: [(&str, Change); 2] = [
+        ("refcount_bits", |image| amend(image, &[("refcount_bits", "64")])),
+        ("L1 table", |image| block_on(image.resize(1 << 31, Preallocation::Off))),
+    ];
+    for (name, change) in changes {
+        let mut leaking = Vec::new();
+        for limit in 0.. {
+            let node = TestNode::failing_once(sample(false), limit);
+            let image = open(node.clone(), &writable()).unwrap();
+            let failed = change(&image).is_err();
+            node.fail_at.store(usize::MAX, Ordering::Relaxed);
+            block_on(image.close()).unwrap();
+            let report = check(Memory::new(node.bytes()));
+            assert!(report.corruptions + report.check_errors == 0, "{name}, limit {limit}: {:?}", report.findings);
+            if report.leaks > 0 {
+                leaking.push(limit);
+            }
+            if !failed {
+                break;
+            }
+        }
+        // Once the header was to be written, and until it is certain to be on disk, both the old and the new place are kept.
+        assert!(leaking.len() <= 2, "{name}: limits {leaking:?}");
+    }
 }

@@ -53,10 +53,13 @@ impl Random {
 /// A leaf that keeps what was not flushed apart: after a power cut any subset of it may be lost.
 pub struct TestNode {
     state: Mutex<TestState>,
-    /// Fails the request with this number and those after it, counting mutations from 0.
+    /// Fails the request with this number, counting mutations from 0.
     pub fail_at: AtomicUsize,
-    /// Fails that one request only.
-    pub fail_once: AtomicBool,
+    /// How many requests from there on fail.
+    pub failures: AtomicUsize,
+    /// Whether a write that fails has written its first half, in whole sectors.
+    pub fail_half_way: AtomicBool,
+    pub refuses_discards: AtomicBool,
     pub fail_with: ErrorKind,
     /// Mutations of this file and of those beside it.
     mutations: Arc<AtomicUsize>,
@@ -73,6 +76,24 @@ struct TestState {
     pending: Vec<Pending>,
     /// State of the disk before each mutation, if recorded.
     history: Option<Vec<Snapshot>>,
+}
+
+impl TestState {
+    fn write(&mut self, at: u64, from: &[u8]) {
+        let end = at as usize + from.len();
+        if self.current.len() < end {
+            self.current.resize(end, 0);
+        }
+        self.current[at as usize..end].copy_from_slice(from);
+        // A disk loses sectors, not requests.
+        let mut done = 0;
+        while done < from.len() {
+            let position = at as usize + done;
+            let len = (512 - position % 512).min(from.len() - done);
+            self.pending.push(Pending::Write(position as u64, from[done..done + len].to_vec()));
+            done += len;
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -128,7 +149,9 @@ impl TestNode {
         Arc::new(TestNode {
             state: Mutex::new(state),
             fail_at: AtomicUsize::new(usize::MAX),
-            fail_once: AtomicBool::new(false),
+            failures: AtomicUsize::new(usize::MAX),
+            fail_half_way: AtomicBool::new(false),
+            refuses_discards: AtomicBool::new(false),
             fail_with: ErrorKind::NoSpace,
             mutations,
             failed: Mutex::default(),
@@ -153,10 +176,27 @@ impl TestNode {
         self.state.lock().unwrap().current.clone()
     }
 
-    fn mutate(&self, kind: &'static str, change: impl FnOnce(&mut TestState)) -> Result<()> {
+    /// As [`TestNode::new`], where the request with that number is the only one that fails, half way.
+    pub fn failing_once(bytes: Vec<u8>, at: usize) -> Arc<Self> {
+        let node = TestNode::new(bytes);
+        node.fail_at.store(at, Ordering::Relaxed);
+        node.failures.store(1, Ordering::Relaxed);
+        node.fail_half_way.store(true, Ordering::Relaxed);
+        node
+    }
+
+    fn is_next_to_fail(&self) -> bool {
+        self.mutations.load(Ordering::Relaxed) == self.fail_at.load(Ordering::Relaxed)
+    }
+
+    fn fails(&self) -> bool {
         let number = self.mutations.fetch_add(1, Ordering::Relaxed);
-        let fail_at = self.fail_at.load(Ordering::Relaxed);
-        if number == fail_at || number > fail_at && !self.fail_once.load(Ordering::Relaxed) {
+        let failed = number.checked_sub(self.fail_at.load(Ordering::Relaxed));
+        failed.is_some_and(|number| number < self.failures.load(Ordering::Relaxed))
+    }
+
+    fn mutate(&self, kind: &'static str, change: impl FnOnce(&mut TestState)) -> Result<()> {
+        if self.fails() {
             self.failed.lock().unwrap().push(kind);
             return Err(Error::new(self.fail_with, "no space left, says the test"));
         }
@@ -187,21 +227,18 @@ impl Node for TestNode {
     }
 
     fn write<'a>(&'a self, at: u64, from: &'a [u8], _flags: WriteFlags) -> Op<'a, ()> {
-        Op::Ready(self.mutate("write", |state| {
-            let end = at as usize + from.len();
-            if state.current.len() < end {
-                state.current.resize(end, 0);
-            }
-            state.current[at as usize..end].copy_from_slice(from);
-            // A disk loses sectors, not requests.
-            let mut done = 0;
-            while done < from.len() {
-                let position = at as usize + done;
-                let len = (512 - position % 512).min(from.len() - done);
-                state.pending.push(Pending::Write(position as u64, from[done..done + len].to_vec()));
-                done += len;
-            }
-        }))
+        if self.fail_half_way.load(Ordering::Relaxed) && self.is_next_to_fail() {
+            let half = (at as usize + from.len() / 2) / 512 * 512;
+            self.state.lock().unwrap().write(at, &from[..half.saturating_sub(at as usize)]);
+        }
+        Op::Ready(self.mutate("write", |state| state.write(at, from)))
+    }
+
+    fn discard<'a>(&'a self, _range: Range) -> Op<'a, ()> {
+        match self.refuses_discards.load(Ordering::Relaxed) {
+            true => Op::err(Error::new(ErrorKind::Io, "no discards, says the test")),
+            false => Op::ok(()),
+        }
     }
 
     fn flush<'a>(&'a self) -> Op<'a, ()> {

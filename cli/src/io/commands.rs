@@ -62,12 +62,13 @@ pub(super) struct Command {
 }
 
 impl Command {
-    pub(super) fn one_line(&self) -> String {
+    /// The command in one line, by the name that was used for it.
+    pub(super) fn one_line(&self, name: &str) -> String {
         let space = if self.synopsis.is_empty() { "" } else { " " };
-        format!("{}{space}{} -- {}", self.name, self.synopsis, self.about)
+        format!("{name}{space}{} -- {}", self.synopsis, self.about)
     }
 
-    pub(super) fn wrong_count(&self, count: usize) -> Option<String> {
+    pub(super) fn wrong_count(&self, name: &str, count: usize) -> Option<String> {
         let (fewest, most) = self.words;
         if count >= fewest && most.is_none_or(|most| count <= most) {
             return None;
@@ -77,7 +78,7 @@ impl Command {
             Some(most) if most == fewest => format!("{fewest} arguments"),
             Some(most) => format!("between {fewest} and {most} arguments"),
         };
-        Some(format!("bad argument count {count} to {}, expected {wanted}", self.name))
+        Some(format!("bad argument count {count} to {name}, expected {wanted}"))
     }
 }
 
@@ -117,6 +118,12 @@ commands! {
     "wait_break" "" "" (1, Some(1)), true, "tag", "waits for the suspension of a request", wait_break;
     "write" "w" "bcCfnpP:qrs:uz" (2, None), true, "[-bcCfnqruz] [-P pattern | -s source_file] off len", "writes a number of bytes at a specified offset", write;
     "writev" "" "CfP:qr" (2, None), true, "[-Cfqr] [-P pattern] off len [len..]", "writes a number of bytes at a specified offset", writev;
+    "zone_append" "zap" "" (3, Some(4)), true, "offset len [len..]", "append write a number of bytes at a specified offset", |_, given| zones(given, "append");
+    "zone_close" "zc" "" (2, Some(2)), true, "offset len", "close a range of zones in zone block device", |_, given| zones(given, "close");
+    "zone_finish" "zf" "" (2, Some(2)), true, "offset len", "finish a range of zones in zone block device", |_, given| zones(given, "finish");
+    "zone_open" "zo" "" (2, Some(2)), true, "offset len", "explicit open a range of zones in zone block device", |_, given| zones(given, "open");
+    "zone_report" "zrp" "" (2, Some(2)), true, "offset number", "report zone information", |_, given| zones(given, "report");
+    "zone_reset" "zrs" "" (2, Some(2)), true, "offset len", "reset a zone write pointer in zone block device", |_, given| zones(given, "reset");
 }
 
 pub(super) fn find(name: &str) -> Option<&'static Command> {
@@ -126,13 +133,13 @@ pub(super) fn find(name: &str) -> Option<&'static Command> {
 fn help(_: &mut Shell, given: &Given) -> Outcome {
     let Some(name) = given.arguments.first() else {
         for command in COMMANDS {
-            output::line(&command.one_line());
+            output::line(&command.one_line(command.name));
         }
         output::print("\nUse 'help commandname' for extended help.\n");
         return Ok(());
     };
     let command = find(name).ok_or_else(|| format!("command {name} not found"))?;
-    output::line(&command.one_line());
+    output::line(&command.one_line(name));
     Ok(())
 }
 
@@ -385,6 +392,14 @@ fn discard(shell: &mut Shell, given: &Given) -> Outcome {
         .map_err(|error| format!("discard failed: {}", reason(&error)))?;
     output::print(&report(given, "discard", offset, len, begun));
     Ok(())
+}
+
+/// Zones belong to devices that are read and written through another interface; no disk here has any.
+fn zones(given: &Given, operation: &str) -> Outcome {
+    for text in &given.arguments {
+        number(text)?;
+    }
+    Err(format!("zone {operation} failed: Operation not supported").into())
 }
 
 fn flush(shell: &mut Shell, _: &Given) -> Outcome {

@@ -211,7 +211,7 @@ impl Shell {
             eprintln!("no file open, try 'help open'");
             return false;
         }
-        let outcome = self.parse_and_run(command, rest);
+        let outcome = self.parse_and_run(command, name, rest);
         self.step();
         match outcome {
             Ok(()) => true,
@@ -225,19 +225,19 @@ impl Shell {
                 false
             }
             Err(Problem::Usage) => {
-                output::line(&command.one_line());
+                output::line(&command.one_line(name));
                 false
             }
         }
     }
 
-    fn parse_and_run(&mut self, command: &Command, words: &[&str]) -> Outcome {
-        if let Some(wrong) = command.wrong_count(words.len()) {
+    fn parse_and_run(&mut self, command: &Command, name: &str, words: &[&str]) -> Outcome {
+        if let Some(wrong) = command.wrong_count(name, words.len()) {
             eprintln!("{wrong}");
             return Err(Problem::Said);
         }
         let given = Given::parse(words, command.options).map_err(|wrong| {
-            eprintln!("{}: {wrong}", command.name);
+            eprintln!("{name}: {wrong}");
             Problem::Usage
         })?;
         (command.run)(self, &given)

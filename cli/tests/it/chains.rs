@@ -199,3 +199,33 @@ fn a_chain_of_a_thousand_is_read_and_written_through_and_a_longer_one_is_refused
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("the backing chain is longer than 1000 images"), "{}", text(&output.stderr));
 }
+
+#[test]
+fn an_image_is_committed_to_the_backing_image_that_its_description_says() {
+    let secrets = ["--object", "secret,id=s0,data=below", "--object", "secret,id=s1,data=above"];
+    let described = "driver=qcow2,file.filename=top,encrypt.key-secret=s1,backing.driver=qcow2,\
+                     backing.file.filename=base,backing.encrypt.key-secret=s0";
+    let make = |program: &str| {
+        let scratch = Scratch::new();
+        let create = |secret: &str, rest: &[&str]| {
+            let options = format!("encrypt.format=luks,encrypt.key-secret={secret},encrypt.iter-time=10");
+            scratch
+                .make("qemu-img", &[&["create", "-q"], &secrets[..], &["-f", "qcow2", "-o", &options], rest].concat());
+        };
+        create("s0", &["base", "1M"]);
+        create("s1", &["-u", "-b", "base", "-F", "qcow2", "top", "2M"]);
+        let write = ["-c", "write -P 5 64k 1500k", "--image-opts", described];
+        scratch.make("qemu-io", &[&secrets[..], &write].concat());
+        // A rate that is no limit here.
+        let commit = [&["commit"], &secrets[..], &["-r", "1G", "--image-opts", described]].concat();
+        let output = scratch.run(program, &commit);
+        let base = ["--image-opts", "driver=qcow2,file.filename=base,encrypt.key-secret=s0"];
+        scratch.make("qemu-img", &[&["convert"], &secrets[..2], &base, &["-O", "raw", "raw"]].concat());
+        scratch.make("qemu-img", &[&["check", "-q"], &secrets[..2], &base].concat());
+        let bytes = std::fs::read(scratch.path().join("raw")).unwrap();
+        (text(&output.stdout), text(&output.stderr), bytes)
+    };
+    let (ours, theirs) = (make(OURS), make("qemu-img"));
+    assert!(ours == theirs, "{} {} {} {}", ours.0, ours.1, theirs.0, theirs.1);
+    assert_eq!(ours.2[64 << 10..][..1500 << 10], vec![5; 1500 << 10]);
+}

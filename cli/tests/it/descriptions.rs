@@ -96,6 +96,33 @@ fn blocks_that_a_short_file_ends_within_are_whole() {
     }
 }
 
+/// A request that is longer than the limit fails where its piece fails, and what is in front of that was done.
+#[test]
+fn long_requests_come_in_pieces() {
+    let scratch = gallery();
+    let limits = "file.max-transfer=4k,file.opt-write-zero=4k,file.max-write-zero=8k,file.max-discard=16k";
+    for (event, commands) in [
+        ("write_aio", ["write -P 5 0 64k", "read -P 5 0 32k", "read -v 32k 16"]),
+        ("read_aio", ["read 0 32k", "read 0 64k", "read 36k 1k"]),
+        ("none,file.inject-error.0.iotype=write-zeroes", ["write -z 0 64k", "read -P 0 0 32k", "read -v 32k 16"]),
+        ("none,file.inject-error.0.iotype=discard", ["discard 0 64k", "discard 48k 16k", "discard 0 32k"]),
+    ] {
+        for image in ["ours", "theirs"] {
+            std::fs::write(scratch.path().join(image), vec![9; 1 << 20]).unwrap();
+        }
+        let run = |program: &str, image: &str| {
+            let open = format!(
+                "open -o driver=raw,file.driver=blkdebug,file.image.filename={image},{limits},\
+                 file.inject-error.0.event={event},file.inject-error.0.sector=64"
+            );
+            io(&scratch, program, &[&[open.as_str()], &commands[..]].concat(), &[])
+        };
+        assert_eq!(run(env!("CARGO_BIN_EXE_diskette"), "ours"), run("qemu-io", "theirs"), "{event}");
+        let bytes = |image: &str| std::fs::read(scratch.path().join(image)).unwrap();
+        assert!(bytes("ours") == bytes("theirs"), "{event}");
+    }
+}
+
 #[test]
 fn faults_come_where_they_were_put() {
     let scratch = gallery();

@@ -55,6 +55,8 @@ fn commands_do_and_say_what_qemu_ios_do_and_say() {
             &["discard 0 64k", "discard 0", "discard -q 0 64k", "discard x 1", "discard 0 3G", "discard 2M 1"],
             &["write 64k 64k", "alloc 0 1M", "alloc 64k", "alloc 64k 128k", "alloc 2M", "alloc x", "alloc"],
             &["truncate 2M", "length", "truncate x", "truncate -m foo 3M", "truncate", "length x"],
+            &["zone_report 0 1", "zap 0 4k", "zap 0 4k 4k", "zo 0 x", "zc 0 1", "zf 0 1", "zrs 0"],
+            &["help zrp", "help zone_reset", "zrs 0 1M"],
             &["foo", "sleep 1", "sleep", "sleep x", "map -x", "help foo", "help read write", "", "  "],
             &[
                 "aio_write -P 3 0 64k",

@@ -358,36 +358,24 @@ impl Qcow2 {
         let mut refcounts = self.lock_refcounts().await;
         self.pad_file().await?;
         self.write_back_all(&mut refcounts).await?;
-        let placed = self.place_structure(&mut refcounts, order, steps).await;
-        let placed = match placed {
-            Ok(placed) => placed,
+        let cluster = self.header.cluster;
+        let mut placed = Placed::default();
+        let written = async {
+            self.place_structure(&mut refcounts, order, steps, &mut placed).await?;
+            self.write_structure(&mut refcounts, order, steps, &placed).await
+        };
+        let (old_blocks, (old_at, old_clusters)) = match written.await {
+            Ok(old_blocks) => (old_blocks, refcounts.place()),
             Err(error) => {
-                self.write_back_all(&mut refcounts).await?;
+                placed.blocks.values().for_each(|block| refcounts.release(*block));
+                (0..placed.table_clusters)
+                    .for_each(|index| refcounts.release(placed.table + (index << cluster.bits())));
+                // The first failure is the one to report; what is not given back now is when the image is closed.
+                let _ = self.write_back_all(&mut refcounts).await;
                 return Err(error);
             }
         };
-        let Placed { blocks, table, table_clusters, walks } = placed;
-        // All that the old structure says goes into the new one, which is part of it already.
-        self.write_back_all(&mut refcounts).await?;
-        let (old_at, old_clusters) = refcounts.place();
-        let cluster = self.header.cluster;
-        let per_new = (cluster.size() * 8) >> order;
-        let mut entries = vec![0; (table_clusters << cluster.bits()) as usize];
-        for (done, (index, at)) in (0u64..).zip(&blocks) {
-            let bytes = self.converted_block(&mut refcounts, index * per_new, per_new, order).await?;
-            self.file.write(*at, &bytes, WriteFlags::default()).await?;
-            let start = *index as usize * 8;
-            if let Some(place) = entries.get_mut(start..start + 8) {
-                place.copy_from_slice(&at.to_be_bytes());
-            }
-            steps.tell(walks * blocks.len() as u64 + done, (walks + 1) * blocks.len() as u64);
-        }
-        self.file.write(table, &entries, WriteFlags::default()).await?;
-        self.file.flush().await?;
-        let mut old_blocks = Vec::new();
-        for index in 0..(old_clusters << cluster.bits()) / 8 {
-            old_blocks.push(self.block_offset(&refcounts, index).await?);
-        }
+        let Placed { table, table_clusters, .. } = placed;
         // Place and size of the table, the snapshots, features and the width lie within one sector.
         let mut fields = [0; 52];
         self.file.read(48, &mut fields, ReadFlags::default()).await?;
@@ -411,12 +399,49 @@ impl Qcow2 {
         self.write_back_all(&mut refcounts).await
     }
 
+    /// Writes a refcount structure of another width to its place. Gives the blocks of the old one.
+    async fn write_structure(
+        &self,
+        refcounts: &mut Refcounts,
+        order: u32,
+        steps: &mut Steps<'_>,
+        placed: &Placed,
+    ) -> Result<Vec<u64>> {
+        let Placed { blocks, table, table_clusters, walks } = placed;
+        // All that the old structure says goes into the new one, which is part of it already.
+        self.write_back_all(refcounts).await?;
+        let cluster = self.header.cluster;
+        let per_new = (cluster.size() * 8) >> order;
+        let mut entries = vec![0; (table_clusters << cluster.bits()) as usize];
+        for (done, (index, at)) in (0u64..).zip(blocks) {
+            let bytes = self.converted_block(refcounts, index * per_new, per_new, order).await?;
+            self.file.write(*at, &bytes, WriteFlags::default()).await?;
+            let start = *index as usize * 8;
+            if let Some(place) = entries.get_mut(start..start + 8) {
+                place.copy_from_slice(&at.to_be_bytes());
+            }
+            steps.tell(walks * blocks.len() as u64 + done, (walks + 1) * blocks.len() as u64);
+        }
+        self.file.write(*table, &entries, WriteFlags::default()).await?;
+        self.file.flush().await?;
+        let mut old_blocks = Vec::new();
+        for index in 0..(refcounts.place().1 << cluster.bits()) / 8 {
+            old_blocks.push(self.block_offset(refcounts, index).await?);
+        }
+        Ok(old_blocks)
+    }
+
     /// Takes clusters for a refcount structure of another width, until it has room for all that is in use, itself too.
-    async fn place_structure(&self, refcounts: &mut Refcounts, order: u32, steps: &mut Steps<'_>) -> Result<Placed> {
+    async fn place_structure(
+        &self,
+        refcounts: &mut Refcounts,
+        order: u32,
+        steps: &mut Steps<'_>,
+        placed: &mut Placed,
+    ) -> Result<()> {
         let cluster = self.header.cluster;
         let per_new = (cluster.size() * 8) >> order;
         let largest = if order == 6 { u64::MAX } else { (1 << (1u32 << order)) - 1 };
-        let mut placed = Placed { blocks: BTreeMap::new(), table: 0, table_clusters: 0, walks: 0 };
         loop {
             let walks = (placed.walks + 2).max(3);
             let (_, table_clusters) = refcounts.place();
@@ -430,7 +455,7 @@ impl Qcow2 {
             let missing: Vec<u64> = needed.iter().filter(|index| !placed.blocks.contains_key(index)).copied().collect();
             placed.walks += 1;
             if missing.is_empty() && placed.table_clusters > 0 {
-                return Ok(placed);
+                return Ok(());
             }
             for index in missing {
                 let (at, _) = self.take_clusters(refcounts, 1, Purpose::Data).await?;
@@ -522,6 +547,7 @@ impl Qcow2 {
 }
 
 /// Where a new refcount structure goes: its blocks by their index, and its table.
+#[derive(Default)]
 struct Placed {
     blocks: BTreeMap<u64, u64>,
     table: u64,

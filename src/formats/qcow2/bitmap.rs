@@ -69,6 +69,8 @@ pub(super) struct Session {
     pub(super) replaced: bool,
     /// The smallest size of the disk in the meantime: what is stored beyond it does not count.
     pub(super) smallest: u64,
+    /// Whether everything is stored, and the mark on disk may be gone, though that could not be seen through.
+    pub(super) unmarked: bool,
 }
 
 impl StoredBitmap {

@@ -46,7 +46,9 @@ impl Qcow2 {
                 Marked::All => true,
                 Marked::One(one) => one == index,
             };
-            let unmarked = |bitmap: &StoredBitmap| bitmap.session.is_none() && !bitmap.inconsistent;
+            let unmarked = |bitmap: &StoredBitmap| {
+                !bitmap.inconsistent && bitmap.session.as_ref().is_none_or(|session| session.unmarked)
+            };
             let list = bitmaps.list.iter().enumerate();
             list.filter(|(index, bitmap)| unmarked(bitmap) && is_wanted(*index, bitmap))
                 .map(|(index, bitmap)| (index, bitmap.clone()))
@@ -69,14 +71,24 @@ impl Qcow2 {
                 Error::new(error.kind(), text)
                     .at_offset(error.context().offset.unwrap_or(bitmap.raw.bitmap_table_offset))
             };
-            self.read_words(bitmap).await.map_err(explain)?;
-            sessions.push((*index, Some(Session::new(size, bitmap.granularity())?)));
+            if bitmap.session.is_none() {
+                self.read_words(bitmap).await.map_err(explain)?;
+                sessions.push((*index, Some(Session::new(size, bitmap.granularity())?)));
+            }
         }
-        for (index, bitmap) in &wanted {
-            self.put_flags(*index, bitmap.raw.flags | IN_USE).await?;
+        if let Err(error) = self.put_marks(&wanted).await {
+            // Nothing has changed yet. A mark that stays all the same means a bitmap that is not believed.
+            for (index, bitmap) in &wanted {
+                let _ = self.put_flags(*index, bitmap.raw.flags).await;
+            }
+            return Err(error);
         }
-        self.file.flush().await?;
         let mut bitmaps = self.bitmaps.lock();
+        for (index, _) in &wanted {
+            if let Some(session) = bitmaps.list.get_mut(*index).and_then(|bitmap| bitmap.session.as_mut()) {
+                session.unmarked = false;
+            }
+        }
         for (index, session) in sessions {
             if let Some(bitmap) = bitmaps.list.get_mut(index) {
                 bitmap.inconsistent = session.is_none();
@@ -85,6 +97,13 @@ impl Qcow2 {
         }
         self.recording.store(true, Ordering::Release);
         Ok(())
+    }
+
+    async fn put_marks(&self, wanted: &[(usize, StoredBitmap)]) -> Result<()> {
+        for (index, bitmap) in wanted {
+            self.put_flags(*index, bitmap.raw.flags | IN_USE).await?;
+        }
+        self.file.flush().await
     }
 
     /// Writes the flags of a bitmap where they are.
@@ -112,10 +131,11 @@ impl Qcow2 {
             let tables = directory.snapshots.iter().map(|one| Range::new(one.l1_offset, one.l1_entries * 8));
             others.extend(tables.map(|table| ("the L1 table of a snapshot", table)));
         }
-        others.retain(|(_, place)| place.len > 0);
-        others.sort_unstable_by_key(|(_, place)| place.start);
-        let mut places = self.bitmaps.lock().places();
-        places.sort_unstable_by_key(|place| place.start);
+        let places = self.bitmaps.lock().places();
+        let bitmaps = places.iter().map(|place| (None, *place));
+        let mut all: Vec<_> = others.into_iter().map(|(what, place)| (Some(what), place)).chain(bitmaps).collect();
+        all.retain(|(_, place)| place.len > 0);
+        all.sort_unstable_by_key(|(_, place)| place.start);
         let refuse = |place: Range, what: &str| {
             Err(Error::new(
                 ErrorKind::Corrupt,
@@ -126,17 +146,21 @@ impl Qcow2 {
             )
             .at_offset(place.start))
         };
-        for (index, place) in places.iter().enumerate() {
+        // Of both kinds, the one that reaches furthest so far.
+        let mut other = ("", Range::default());
+        let mut bitmap = Range::default();
+        for (what, place) in all {
             let whole = place.widen(cluster);
-            let found = others.iter().find(|(_, other)| other.widen(cluster).overlaps(whole));
-            if let Some((what, _)) = found {
-                return refuse(*place, what);
-            }
-            if self.metadata.overlaps_table(whole, cluster) {
-                return refuse(*place, "an L2 table or a refcount block");
-            }
-            if places.get(index + 1).is_some_and(|next| next.widen(cluster).overlaps(whole)) {
-                return refuse(*place, "another one");
+            match what {
+                Some(_) if bitmap.end() > whole.start => return refuse(bitmap, what.unwrap_or_default()),
+                Some(what) if whole.end() > other.1.end() => other = (what, whole),
+                Some(_) => {}
+                None if other.1.end() > whole.start => return refuse(place, other.0),
+                None if bitmap.end() > whole.start => return refuse(place, "another one"),
+                None if self.metadata.overlaps_table(whole, cluster) => {
+                    return refuse(place, "an L2 table or a refcount block");
+                }
+                None => bitmap = whole,
             }
         }
         Ok(())
@@ -225,7 +249,7 @@ impl Qcow2 {
                 let mut bitmaps = self.bitmaps.lock();
                 for (index, session, _) in stored {
                     if let Some(bitmap) = bitmaps.list.get_mut(index) {
-                        bitmap.session = Some(session);
+                        bitmap.session = Some(Session { unmarked: true, ..session });
                         bitmap.raw.flags |= IN_USE;
                         lost.get_or_insert_with(|| lost_bitmap(bitmap.name(), &error));
                     }
@@ -375,6 +399,10 @@ impl Qcow2 {
         }
         let mut raw: Vec<u8> = new.iter().flat_map(|word| word.to_be_bytes()).collect();
         raw.resize((clusters << cluster.bits()) as usize, 0);
+        if start == table.start {
+            // A write that fails may have got half way, so the table may refer to them from here on.
+            fresh.clear();
+        }
         self.file.write(start, &raw, WriteFlags::default()).await?;
         fresh.clear();
         Ok(stored)

@@ -124,10 +124,10 @@ impl Qcow2 {
             self.put_bitmaps(&mut refcounts, list).await
         };
         let stored = stored.await;
-        if stored.is_err() && self.usable_bitmap(name).is_err() {
+        // A step may have failed after the one that counts.
+        if self.usable_bitmap(name).is_err() {
             self.release_places(&mut refcounts, Range::new(at, clusters << cluster.bits()));
-        }
-        if records && stored.is_ok() {
+        } else if records {
             self.recording.store(true, Ordering::Release);
         }
         stored
@@ -244,7 +244,7 @@ impl Qcow2 {
 
 impl Session {
     pub(super) fn new(size: u64, granularity: u64) -> Result<Self> {
-        Ok(Session { changes: DirtyBitmap::new(size, granularity)?, replaced: false, smallest: size })
+        Ok(Session { changes: DirtyBitmap::new(size, granularity)?, replaced: false, smallest: size, unmarked: false })
     }
 }
 

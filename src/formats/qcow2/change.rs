@@ -84,11 +84,12 @@ impl Qcow2 {
         self.begin_metadata().await?;
         self.pad_file().await?;
         let stored = self.store_bitmaps(&mut refcounts).await;
+        // Whatever fails from here on: bitmaps have to be marked again before the next change.
+        self.changing.store(false, Ordering::Release);
         self.write_back_all(&mut refcounts).await?;
         if self.is_lazy() {
             self.set_incompatible(self.geometry().incompatible & !INCOMPATIBLE_DIRTY).await?;
         }
-        self.changing.store(false, Ordering::Release);
         self.begun.store(false, Ordering::Release);
         stored
     }
@@ -275,6 +276,10 @@ impl Qcow2 {
             let old = self.entry(table, index);
             let host = allocation.host.at + (at - start) - within;
             let mut new = L2Entry { word: host | COPIED, bitmap: 0 };
+            if !filled && !self.crypt.is_none() && self.version() >= 3 && !self.header.is_extended() {
+                // What is stored as zeroes is nothing of the kind when it is decrypted.
+                new.word |= ZERO;
+            }
             if self.header.is_extended() {
                 let unit = cluster.size() / SUBCLUSTERS;
                 let written = if filled { bits(within / unit, (within + (end - at)).div_ceil(unit)) } else { 0 };

@@ -11,7 +11,6 @@ use crate::formats::qcow2::header::{
     COMPATIBLE_LAZY_REFCOUNTS, Compression, Encryption, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, KNOWN_FEATURES,
     RawHeader,
 };
-use crate::wire::{field_number, field_text};
 
 impl Qcow2 {
     pub(super) fn details(&self) -> Details {
@@ -106,14 +105,7 @@ impl Qcow2 {
         RawHeader::FIELDS
             .iter()
             .filter(|field| field.offset + field.len <= stored)
-            .map(|field| HeaderField {
-                name: field.name,
-                offset: field.offset as u64,
-                len: field.len as u64,
-                number: field_number(field, &bytes),
-                text: field_text(field, &bytes),
-                doc: field.doc,
-            })
+            .map(|field| HeaderField::of(field, &bytes))
             .collect()
     }
 }

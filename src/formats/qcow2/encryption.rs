@@ -56,6 +56,10 @@ impl Crypt {
             return Err(Error::invalid(format!("Parameter '{KEY_SECRET}' is required for cipher")));
         }
         match (header.encryption, extensions.encryption) {
+            // What is stored would be taken for something that it is not.
+            (Encryption::None | Encryption::Aes, Some((at, _))) => {
+                Err(Error::invalid("CRYPTO header extension only expected with LUKS encryption method").at_offset(at))
+            }
             (Encryption::None, _) => Ok(Crypt::None),
             (Encryption::Aes, _) => Ok(Crypt::Aes(match secret {
                 Some(id) => Some(legacy_cipher(&options.keyring.passphrase(&id)?)?),

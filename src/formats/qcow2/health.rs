@@ -9,7 +9,9 @@ use alloc::string::String;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filters::Report;
 use crate::formats::qcow2::Qcow2;
-use crate::formats::qcow2::header::{INCOMPATIBLE_CORRUPT, Problem};
+#[cfg(feature = "write")]
+use crate::formats::qcow2::header::INCOMPATIBLE_CORRUPT;
+use crate::formats::qcow2::header::Problem;
 
 /// Whether the image can still be used, and who is told when it cannot.
 pub(super) struct Health {

@@ -2,7 +2,8 @@
 //!
 //! Bytes: [`header`], [`extension`], [`table`], `snapshot`, `bitmap`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
 //! `metadata` (what must not be overwritten), `change` (everything that alters the mapping), `bitmaps` (with `bitmap_store` and
-//! `bitmap_extension`), `compress`, `check`, `create`, `describe`, `encryption`, `resize`, `rewrite`, `snapshots`.
+//! `bitmap_extension`), `compress`, `check` (with `compare`; for repairs `repair`, `rebuild`, `snapshots_repair`), `create`,
+//! `describe`, `encryption`, `resize`, `rewrite`, `snapshots`.
 
 mod amend;
 mod bitmap;
@@ -11,6 +12,7 @@ mod bitmap_store;
 mod bitmaps;
 mod change;
 mod check;
+mod compare;
 mod compress;
 mod create;
 mod describe;
@@ -22,14 +24,19 @@ mod map;
 mod measure;
 mod metadata;
 mod open;
+#[cfg(feature = "write")]
 mod rebuild;
 mod refcount;
+#[cfg(feature = "write")]
+mod repair;
 mod resize;
 mod rewrite;
 mod settings;
 mod snapshot;
 mod snapshots;
 mod snapshots_check;
+#[cfg(feature = "write")]
+mod snapshots_repair;
 pub mod table;
 
 use alloc::string::String;
@@ -126,6 +133,7 @@ struct Qcow2 {
     /// Whether the image is open for writing.
     writable: bool,
     /// Whether it was opened only to be checked, whatever is wrong with it.
+    #[cfg(feature = "write")]
     for_check: bool,
     health: Health,
     metadata: Metadata,

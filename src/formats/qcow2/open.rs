@@ -11,7 +11,7 @@ use crate::drivers::{OpenContext, OpenOptions, OpenedFormat, backing_reference};
 use crate::engine::byte_granular;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::extension::Extensions;
-use crate::formats::qcow2::header::{Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, Problem};
+use crate::formats::qcow2::header::{Header, INCOMPATIBLE_CORRUPT, Problem};
 use crate::formats::qcow2::health::Health;
 use crate::formats::qcow2::metadata::Metadata;
 use crate::formats::qcow2::refcount::Refcounts;
@@ -52,7 +52,6 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
     let extensions = parse_extensions(&header, &head)?;
     header.check_features(&extensions.feature_names)?;
     let raw = &header.raw;
-    let raw_dirty = raw.incompatible_features & INCOMPATIBLE_DIRTY != 0;
     if !options.read_only && !options.for_check {
         check_writable(&header)?;
     }
@@ -84,6 +83,7 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         refcount_order: AtomicU32::new(raw.refcount_order),
         settings,
         writable: !options.read_only,
+        #[cfg(feature = "write")]
         for_check: options.for_check,
         health: Health::new(options.report.clone()),
         metadata: Metadata::new(&extensions, &directory, &bitmaps.places()),
@@ -106,7 +106,10 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
         crypt,
     };
     #[cfg(feature = "write")]
-    if raw_dirty && !options.read_only && !options.for_check {
+    if format.geometry().incompatible & super::header::INCOMPATIBLE_DIRTY != 0
+        && !options.read_only
+        && !options.for_check
+    {
         format.repair_dirty().await?;
     }
     Ok((format, backing))

@@ -605,11 +605,12 @@ impl Qcow2 {
                 free.push(host);
             }
         }
-        self.discard_clusters(free).await
+        self.discard_clusters(free).await;
+        Ok(())
     }
 
-    /// Gives the host file's space of free clusters back, neighbours together.
-    async fn discard_clusters(&self, mut free: Vec<u64>) -> Result<()> {
+    /// Gives the host file's space of free clusters back, neighbours together. Where that fails, nothing is lost.
+    async fn discard_clusters(&self, mut free: Vec<u64>) {
         free.sort_unstable();
         let size = self.header.cluster.size();
         let mut run = Range::default();
@@ -619,10 +620,12 @@ impl Qcow2 {
                 continue;
             }
             if run.len > 0 {
-                self.file.discard(run).await?;
+                let _ = self.file.discard(run).await;
             }
             run = Range::new(host, size);
         }
-        if run.len > 0 { self.file.discard(run).await } else { Ok(()) }
+        if run.len > 0 {
+            let _ = self.file.discard(run).await;
+        }
     }
 }

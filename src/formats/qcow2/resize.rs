@@ -5,8 +5,9 @@ use alloc::vec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, announce};
 use crate::formats::qcow2::header::MAX_L1_BYTES;
+use crate::formats::qcow2::refcount::Refcounts;
 use crate::formats::qcow2::table::{L2Entry, OFFSET_MASK};
-use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
+use crate::formats::qcow2::{Geometry, PIECE_BYTES, Qcow2};
 use crate::node::{Preallocation, Range, ReadFlags, WriteFlags};
 
 /// Zeroes are written, where the file has no better way, in pieces of this many bytes.
@@ -22,11 +23,16 @@ impl Qcow2 {
             }
             return self.shrink_disk(length).await;
         }
-        self.reserve_disk(length).await?;
-        let written = self.grow_disk(before, length, preallocation).await;
+        let grow = async {
+            self.reserve_disk(length).await?;
+            self.grow_disk(before, length, preallocation).await
+        };
+        let written = grow.await;
         if written.is_err() {
-            self.geometry.lock().size = before;
-            self.resize_bitmaps(before);
+            // The size may have been written, and only the flush after it failed.
+            let now = self.stored_size().await.unwrap_or(before);
+            self.geometry.lock().size = now;
+            self.resize_bitmaps(now);
         }
         written
     }
@@ -139,8 +145,9 @@ impl Qcow2 {
         if self.header.has_data_file() {
             self.storage().resize(length, Preallocation::Off).await?;
         }
-        self.put_size(length).await?;
-        self.resize_bitmaps(length);
+        let put = self.put_size(length).await;
+        self.resize_bitmaps(self.geometry().size);
+        put?;
         let refcounts = self.lock_refcounts().await;
         let end = self.end_of_use(&refcounts).await?;
         if end > 0 && end < self.file.info().length {
@@ -227,16 +234,15 @@ impl Qcow2 {
         }
         let entries = entries.max(old.l1_entries + old.l1_entries / 2).min(MAX_L1_BYTES / 8);
         announce(&*self.file, Event::L1GrowAllocTable).await?;
-        let at = self.take_contiguous(&mut refcounts, cluster.count(entries * 8)).await?;
-        self.write_back(&mut refcounts).await?;
-        let mut table = vec![0; (cluster.count(entries * 8) << cluster.bits()) as usize];
-        if let Some(kept) = table.get_mut(..(old.l1_entries * 8) as usize) {
-            self.file.read(old.l1_offset, kept, ReadFlags::default()).await?;
+        let place = Range::new(
+            self.take_contiguous(&mut refcounts, cluster.count(entries * 8)).await?,
+            cluster.count(entries * 8) << cluster.bits(),
+        );
+        if let Err(error) = self.write_l1_table(&mut refcounts, old, place).await {
+            self.release_places(&mut refcounts, place);
+            return Err(error);
         }
-        announce(&*self.file, Event::L1GrowWriteTable).await?;
-        self.file.write(at, &table, WriteFlags::default()).await?;
-        self.file.flush().await?;
-        announce(&*self.file, Event::L1GrowActivateTable).await?;
+        let at = place.start;
         let mut pointer = [0; 12];
         pointer[..4].copy_from_slice(&(entries as u32).to_be_bytes());
         pointer[4..].copy_from_slice(&at.to_be_bytes());
@@ -254,5 +260,18 @@ impl Qcow2 {
             geometry.l1_entries = entries;
         }
         self.file.flush().await
+    }
+
+    /// Writes a copy of the L1 table, with room for more, to a place of its own.
+    async fn write_l1_table(&self, refcounts: &mut Refcounts, old: Geometry, place: Range) -> Result<()> {
+        self.write_back(refcounts).await?;
+        let mut table = vec![0; place.len as usize];
+        if let Some(kept) = table.get_mut(..(old.l1_entries * 8) as usize) {
+            self.file.read(old.l1_offset, kept, ReadFlags::default()).await?;
+        }
+        announce(&*self.file, Event::L1GrowWriteTable).await?;
+        self.file.write(place.start, &table, WriteFlags::default()).await?;
+        self.file.flush().await?;
+        announce(&*self.file, Event::L1GrowActivateTable).await
     }
 }

@@ -85,6 +85,7 @@ impl Directory {
 
 impl StoredSnapshot {
     /// Length of the entry in a table.
+    #[cfg(feature = "write")]
     pub(super) fn len(&self) -> u64 {
         self.entry.len() as u64
     }

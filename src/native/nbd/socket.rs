@@ -4,14 +4,22 @@ use alloc::string::{String, ToString};
 use std::format;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocols::nbd::{Address, Channel};
 
 /// Said when the other side is gone.
 const ENDED: &str = "Unexpected end-of-file before all data were read";
+
+/// Time between two looks whether a server has room for a connection.
+const ROOM_TIME: Duration = Duration::from_millis(10);
 
 /// A connection.
 #[derive(Debug)]
@@ -36,7 +44,7 @@ impl Socket {
             Error::new(ErrorKind::Io, text)
         };
         let stream = match address {
-            Address::Unix { path } => Stream::Unix(UnixStream::connect(path).map_err(|error| failed(&error))?),
+            Address::Unix { path } => Stream::Unix(connect_unix(path, deadline).map_err(|error| failed(&error))?),
             Address::Inet { host, port } => {
                 let unresolved =
                     |why: &str| Error::invalid(format!("address resolution failed for {host}:{port}: {why}"));
@@ -136,6 +144,27 @@ impl Channel for Socket {
         }
         Ok(())
     }
+}
+
+/// Connects to a socket in the file system. Where a server has not taken those that came before, there may be no room for
+/// another connection until `deadline`.
+fn connect_unix(path: &str, deadline: Instant) -> io::Result<UnixStream> {
+    let address = UnixAddr::new(path)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    loop {
+        match connect(socket.as_raw_fd(), &address) {
+            Ok(()) => break,
+            Err(Errno::EAGAIN | Errno::EINTR) if Instant::now() < deadline => {
+                thread::sleep(ROOM_TIME.min(remaining(deadline)));
+            }
+            Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 /// Time up to a deadline, never none at all: that would mean for ever.

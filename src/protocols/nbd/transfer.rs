@@ -38,7 +38,8 @@ pub struct Session {
 
 /// The first part of an answer.
 enum Head {
-    Simple(SimpleReply),
+    /// It is done. The data of a read follows.
+    Simple,
     Chunk(Chunk),
 }
 
@@ -63,11 +64,10 @@ impl Session {
         let mut covered = Covered::default();
         loop {
             let chunk = match self.head(channel)? {
-                Head::Simple(reply) if reply.error != 0 => return Err(refused(reply.error, &[])),
-                Head::Simple(_) if self.export.structured => {
+                Head::Simple if self.export.structured => {
                     return broken("the server answers a read with a simple reply where chunks were agreed on");
                 }
-                Head::Simple(_) => return channel.receive(into).map_err(Failure::Lost),
+                Head::Simple => return channel.receive(into).map_err(Failure::Lost),
                 Head::Chunk(chunk) => chunk,
             };
             match chunk.kind {
@@ -117,8 +117,7 @@ impl Session {
         let mut answer = Answer::default();
         loop {
             match self.head(channel)? {
-                Head::Simple(reply) if reply.error != 0 => return Err(refused(reply.error, &[])),
-                Head::Simple(_) => return Ok(()),
+                Head::Simple => return Ok(()),
                 Head::Chunk(chunk) => {
                     answer.take(channel, chunk)?;
                     if chunk.flags & Chunk::DONE != 0 {
@@ -145,8 +144,7 @@ impl Session {
         let mut found = None;
         loop {
             let chunk = match self.head(channel)? {
-                Head::Simple(reply) if reply.error != 0 => return Err(refused(reply.error, &[])),
-                Head::Simple(_) => return broken("the server answers a question for block status with a simple reply"),
+                Head::Simple => return broken("the server answers a question for block status with a simple reply"),
                 Head::Chunk(chunk) => chunk,
             };
             if chunk.kind == Chunk::BLOCK_STATUS {
@@ -191,17 +189,18 @@ impl Session {
         if data.is_empty() { Ok(()) } else { channel.send(data).map_err(Failure::Lost) }
     }
 
-    /// The first part of what comes next, which must belong to the last request.
+    /// The first part of what comes next, which must belong to the last request, unless that is that it failed.
     fn head(&self, channel: &mut dyn Channel) -> Result<Head, Failure> {
         let magic = u32::from_be_bytes(receive_array(channel)?);
         let (head, cookie) = match magic {
             SIMPLE_MAGIC => {
                 let reply = SimpleReply::parse(&receive_array(channel)?);
-                (Head::Simple(reply), reply.cookie)
+                let head = if reply.error == 0 { Ok(Head::Simple) } else { Err(refused(reply.error, &[])) };
+                (head, reply.cookie)
             }
             CHUNK_MAGIC if self.export.structured => {
                 let chunk = Chunk::parse(&receive_array(channel)?);
-                (Head::Chunk(chunk), chunk.cookie)
+                (Ok(Head::Chunk(chunk)), chunk.cookie)
             }
             CHUNK_MAGIC => return broken("the server answers in chunks, which nobody agreed on"),
             _ => return broken(format!("invalid magic 0x{magic:08x} of a reply")),
@@ -209,7 +208,7 @@ impl Session {
         if cookie != self.cookie {
             return broken(format!("the server answers request {cookie} where {} was made", self.cookie));
         }
-        Ok(head)
+        head
     }
 }
 
