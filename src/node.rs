@@ -298,6 +298,20 @@ pub trait Node: Send + Sync {
     }
 }
 
+/// The most that a disk writes at once.
+pub(crate) const SECTOR_BYTES: usize = 512;
+
+/// Writes what counts from when its first sector is there, and flushes: a power cut leaves all of it or nothing.
+pub(crate) async fn write_first_sector_last(file: &dyn Node, at: u64, bytes: &[u8]) -> Result<()> {
+    let (first, rest) = bytes.split_at(bytes.len().min(SECTOR_BYTES));
+    if !rest.is_empty() {
+        file.write(at + SECTOR_BYTES as u64, rest, WriteFlags::default()).await?;
+        file.flush().await?;
+    }
+    file.write(at, first, WriteFlags::default()).await?;
+    file.flush().await
+}
+
 /// Fails unless `at..at + len` lies within `length`.
 pub fn check_bounds(at: u64, len: u64, length: u64) -> Result<()> {
     match at.checked_add(len) {

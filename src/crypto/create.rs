@@ -12,7 +12,7 @@ use crate::crypto::slots::checksum;
 use crate::crypto::split::split;
 use crate::crypto::volume::NewVolume;
 use crate::error::{Error, ErrorKind, Result};
-use crate::node::WriteFlags;
+use crate::node::{WriteFlags, write_first_sector_last};
 use crate::secret::{Keyring, Secret};
 
 /// Fewest iterations of the checksum of a key, and of a slot.
@@ -33,8 +33,7 @@ pub(crate) async fn create(volume: NewVolume<'_>) -> Result<()> {
         file.write(at + slot.material_offset(), material.bytes(), WriteFlags::default()).await?;
     }
     file.flush().await?;
-    file.write(at, &header.emit(), WriteFlags::default()).await?;
-    file.flush().await
+    write_first_sector_last(file, at, &header.emit()).await
 }
 
 fn new_header(volume: &NewVolume<'_>, key: &Secret) -> Result<Header> {

@@ -80,11 +80,16 @@ impl FileOpener {
 
 impl Opener for FileOpener {
     fn open<'a>(&'a self, reference: &'a Reference, gate: &'a Gate) -> Op<'a, Arc<dyn Node>> {
-        if plain_path(&reference.name).is_none() || !reference.options.is_empty() {
+        // A data file is a file whatever it is called, so that no image can have an export or a description opened as one.
+        let is_literal = reference.role == Role::DataFile && reference.options.is_empty();
+        if !is_literal && (plain_path(&reference.name).is_none() || !reference.options.is_empty()) {
             return Op::future(self.describe(reference, gate));
         }
         let open = || -> Result<Arc<dyn Node>> {
-            let path = resolve(&reference.name, &reference.from)?;
+            let path = match is_literal {
+                true => beside(&reference.name, &reference.from),
+                false => resolve(&reference.name, &reference.from)?,
+            };
             let options = FileOptions { read_only: !reference.writable, ..self.options };
             Ok(File::open(&path, options)? as Arc<dyn Node>)
         };
@@ -106,12 +111,17 @@ pub fn resolve(name: &str, from: &str) -> Result<String> {
             None => Error::unsupported(format!("'{name}': a path is needed here, not a description")),
         });
     };
-    if Path::new(&path).is_absolute() || from.is_empty() {
-        return Ok(path);
-    }
-    if parse_name(from).is_some() {
+    if !Path::new(&path).is_absolute() && parse_name(from).is_some() {
         return Err(Error::invalid(format!("Cannot use relative backing file names for '{from}'")));
     }
+    Ok(beside(&path, from))
+}
+
+/// The path `name`, which if it is relative is relative to the file `from`.
+fn beside(name: &str, from: &str) -> String {
+    if Path::new(name).is_absolute() || from.is_empty() {
+        return name.into();
+    }
     let directory = Path::new(from).parent().unwrap_or_else(|| Path::new(""));
-    Ok(directory.join(path).to_string_lossy().into_owned())
+    directory.join(name).to_string_lossy().into_owned()
 }

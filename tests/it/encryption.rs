@@ -196,6 +196,37 @@ fn headers_that_lie_are_refused_with_the_place() {
 }
 
 #[test]
+fn a_qcow2_image_that_lies_about_its_encryption_header_is_refused_with_the_place() {
+    let good = create(SIZE, ENCRYPTED);
+    let pointer = good.windows(4).position(|kind| kind == [0x05, 0x37, 0xbe, 0x77]).unwrap() + 8;
+    let header = u64::from_be_bytes(good[pointer..pointer + 8].try_into().unwrap()) as usize;
+    let end = good.len() as u64;
+    let cases: &[(&str, usize, &[u8])] = &[
+        ("nowhere", pointer, &(u64::MAX << 12).to_be_bytes()),
+        ("behind the end", pointer, &(end.next_multiple_of(4096)).to_be_bytes()),
+        ("not at a cluster", pointer, &(header as u64 + 512).to_be_bytes()),
+        ("the image itself", pointer, &0u64.to_be_bytes()),
+        ("of no length", pointer + 8, &0u64.to_be_bytes()),
+        ("of every length", pointer + 8, &u64::MAX.to_be_bytes()),
+        ("longer than the file", pointer + 8, &end.to_be_bytes()),
+        ("with key material nowhere", header + 208 + 40, &u32::MAX.to_be_bytes()),
+        ("that counts on nothing", header + 108, &0u32.to_be_bytes()),
+    ];
+    for (what, at, patch) in cases {
+        let mut bytes = good.clone();
+        bytes[*at..*at + patch.len()].copy_from_slice(patch);
+        let error = open(Memory::new(bytes), &keyed("encrypt.", "s", readable())).expect_err(what);
+        assert!(error.context().offset.is_some(), "{what}: {error}");
+    }
+    for iterations in [header + 164, header + 212] {
+        let mut bytes = good.clone();
+        bytes[iterations..iterations + 4].copy_from_slice(&u32::MAX.to_be_bytes());
+        let error = open(Memory::new(bytes), &keyed("encrypt.", "s", readable())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OverBudget, "{error}");
+    }
+}
+
+#[test]
 fn algorithms_that_are_not_known_are_named_and_the_header_still_described() {
     for (at, name, expected) in [
         (8, "rot13\0", "Algorithm 'rot13' with key size 32 bytes not supported"),

@@ -28,13 +28,20 @@ fn refuses_header_fields_out_of_range_by_name_and_offset() {
         ("cluster_bits", 20, &22u32.to_be_bytes()),
         ("cluster_bits", 20, &u32::MAX.to_be_bytes()),
         ("crypt_method", 32, &3u32.to_be_bytes()),
+        ("version", 4, &1u32.to_be_bytes()),
+        ("version", 4, &4u32.to_be_bytes()),
+        // More than 32 MiB of table, and more than its length in 32 bits can say.
+        ("l1_size", 36, &0x0040_0001u32.to_be_bytes()),
         ("l1_size", 36, &0x0100_0000u32.to_be_bytes()),
+        ("l1_size", 36, &0x2000_0001u32.to_be_bytes()),
         ("l1_size", 36, &0u32.to_be_bytes()),
         ("l1_table_offset", 40, &1u64.to_be_bytes()),
         ("l1_table_offset", 40, &(1u64 << 40).to_be_bytes()),
         ("l1_table_offset", 40, &(u64::MAX << 16).to_be_bytes()),
         ("refcount_table_offset", 48, &7u64.to_be_bytes()),
         ("refcount_table_clusters", 56, &0u32.to_be_bytes()),
+        // More than 8 MiB of table.
+        ("refcount_table_clusters", 56, &129u32.to_be_bytes()),
         ("refcount_table_clusters", 56, &u32::MAX.to_be_bytes()),
         ("nb_snapshots", 60, &65537u32.to_be_bytes()),
         ("refcount_order", 96, &7u32.to_be_bytes()),
@@ -42,6 +49,11 @@ fn refuses_header_fields_out_of_range_by_name_and_offset() {
         ("header_length", 100, &u32::MAX.to_be_bytes()),
         ("compression_type", 104, &[2]),
         ("size", 24, &u64::MAX.to_be_bytes()),
+        ("size", 24, &(1u64 << 63).to_be_bytes()),
+        ("backing_file_size", 8, &[0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 4, 0]),
+        ("backing_file_size", 8, &[0, 0, 0, 0, 0, 0, 2, 0, 0xff, 0xff, 0xff, 0xff]),
+        ("backing_file_offset", 8, &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 9]),
+        ("backing_file_offset", 8, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 9]),
     ];
     for (field, offset, value) in cases {
         let error = refusal(&[(*offset, value)]);
@@ -49,6 +61,44 @@ fn refuses_header_fields_out_of_range_by_name_and_offset() {
         assert!(text.contains(field), "{field}: {text}");
         assert!(text.contains("expected"), "{field}: {text}");
         assert!(error.context().offset.is_some(), "{field}: {text}");
+    }
+}
+
+#[test]
+fn a_table_of_snapshots_has_a_limit_in_bytes_and_lies_about_none() {
+    // Entries with names and identifiers as long as they can be; 64 MiB are reached long before 65536 of them.
+    let table = 1 << 20;
+    let mut bytes = create(1 << 20, &[]);
+    bytes.resize(table, 0);
+    bytes[60..64].copy_from_slice(&600u32.to_be_bytes());
+    bytes[64..72].copy_from_slice(&(table as u64).to_be_bytes());
+    let mut entry = vec![b'x'; 40 + 1024 + 2 * 65535];
+    entry[..40].fill(0);
+    entry[12..14].copy_from_slice(&65535u16.to_be_bytes());
+    entry[14..16].copy_from_slice(&65535u16.to_be_bytes());
+    entry[36..40].copy_from_slice(&1024u32.to_be_bytes());
+    entry.resize(entry.len().next_multiple_of(8), 0);
+    for _ in 0..600 {
+        bytes.extend_from_slice(&entry);
+    }
+    let begun = std::time::Instant::now();
+    let error = open(Memory::new(bytes.clone()), &OpenOptions::default()).unwrap_err();
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    assert!(error.to_string().contains("napshot"), "{error}");
+    // What an entry has too much of, and where a table is not.
+    for (what, at, patch) in [
+        ("extra data", table + 36, &1025u32.to_be_bytes()[..]),
+        ("extra data", table + 36, &u32::MAX.to_be_bytes()),
+        ("an unaligned table", 64, &(table as u64 + 4).to_be_bytes()),
+        ("a table behind the end", 64, &(1u64 << 50).to_be_bytes()),
+        ("a table that wraps around", 64, &(u64::MAX << 16).to_be_bytes()),
+    ] {
+        let mut bytes = bytes[..table + 2 * entry.len()].to_vec();
+        bytes[60..64].copy_from_slice(&2u32.to_be_bytes());
+        bytes[at..at + patch.len()].copy_from_slice(patch);
+        let error = open(Memory::new(bytes), &OpenOptions::default()).expect_err(what);
+        assert!(error.context().offset.is_some(), "{what}: {error}");
+        assert!(error.to_string().contains("expected") || error.to_string().contains("beyond"), "{what}: {error}");
     }
 }
 

@@ -4,6 +4,7 @@
 mod bitmaps;
 mod differential;
 mod encryption;
+mod faults;
 mod growth;
 mod hostile;
 mod model;

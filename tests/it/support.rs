@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use diskette::drivers::{CreateContext, Drivers, OpenOptions};
-use diskette::native::Secrets;
 use diskette::{
     Error, ErrorKind, Gate, Image, ImageOptions, Keyring, Memory, Node, NodeInfo, Op, Opener, Policy, Preallocation,
-    Range, ReadFlags, Reference, Result, Secret, WriteFlags, block_on,
+    Range, ReadFlags, Reference, Result, Secret, SecretSource, WriteFlags, block_on,
 };
 
 /// A small deterministic random source (SplitMix64).
@@ -62,7 +61,10 @@ pub struct TestNode {
     pub fail_half_way: AtomicBool,
     pub refuses_discards: AtomicBool,
     pub fail_with: ErrorKind,
-    mutations: AtomicUsize,
+    /// Mutations of this file and of those beside it.
+    mutations: Arc<AtomicUsize>,
+    /// Which requests failed.
+    pub failed: Mutex<Vec<&'static str>>,
     pub reads: AtomicU64,
 }
 
@@ -103,6 +105,8 @@ pub enum Pending {
 /// What a power cut at one moment can leave behind.
 #[derive(Clone)]
 pub struct Snapshot {
+    /// How many mutations there were until then, of this file and of those beside it.
+    pub number: usize,
     pub durable: Vec<u8>,
     pub pending: Vec<Pending>,
 }
@@ -132,6 +136,15 @@ impl Snapshot {
 
 impl TestNode {
     pub fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Self::counted(bytes, Arc::default())
+    }
+
+    /// A file on the same disk: the mutations of both are counted together.
+    pub fn beside(&self, bytes: Vec<u8>) -> Arc<Self> {
+        Self::counted(bytes, self.mutations.clone())
+    }
+
+    fn counted(bytes: Vec<u8>, mutations: Arc<AtomicUsize>) -> Arc<Self> {
         let state = TestState { durable: bytes.clone(), current: bytes, ..TestState::default() };
         Arc::new(TestNode {
             state: Mutex::new(state),
@@ -140,7 +153,8 @@ impl TestNode {
             fail_half_way: AtomicBool::new(false),
             refuses_discards: AtomicBool::new(false),
             fail_with: ErrorKind::NoSpace,
-            mutations: AtomicUsize::new(0),
+            mutations,
+            failed: Mutex::default(),
             reads: AtomicU64::new(0),
         })
     }
@@ -181,15 +195,17 @@ impl TestNode {
         failed.is_some_and(|number| number < self.failures.load(Ordering::Relaxed))
     }
 
-    fn mutate(&self, change: impl FnOnce(&mut TestState)) -> Result<()> {
+    fn mutate(&self, kind: &'static str, change: impl FnOnce(&mut TestState)) -> Result<()> {
         if self.fails() {
+            self.failed.lock().unwrap().push(kind);
             return Err(Error::new(self.fail_with, "no space left, says the test"));
         }
         let mut state = self.state.lock().unwrap();
         change(&mut state);
-        let snapshot = Snapshot { durable: state.durable.clone(), pending: state.pending.clone() };
-        if let Some(history) = &mut state.history {
-            history.push(snapshot);
+        if state.history.is_some() {
+            let snapshot =
+                Snapshot { number: number + 1, durable: state.durable.clone(), pending: state.pending.clone() };
+            state.history.get_or_insert_default().push(snapshot);
         }
         Ok(())
     }
@@ -215,7 +231,7 @@ impl Node for TestNode {
             let half = (at as usize + from.len() / 2) / 512 * 512;
             self.state.lock().unwrap().write(at, &from[..half.saturating_sub(at as usize)]);
         }
-        Op::Ready(self.mutate(|state| state.write(at, from)))
+        Op::Ready(self.mutate("write", |state| state.write(at, from)))
     }
 
     fn discard<'a>(&'a self, _range: Range) -> Op<'a, ()> {
@@ -226,14 +242,14 @@ impl Node for TestNode {
     }
 
     fn flush<'a>(&'a self) -> Op<'a, ()> {
-        Op::Ready(self.mutate(|state| {
+        Op::Ready(self.mutate("flush", |state| {
             state.durable = state.current.clone();
             state.pending.clear();
         }))
     }
 
     fn resize<'a>(&'a self, length: u64, _preallocation: Preallocation) -> Op<'a, ()> {
-        Op::Ready(self.mutate(|state| {
+        Op::Ready(self.mutate("resize", |state| {
             state.current.resize(length as usize, 0);
             state.pending.push(Pending::Length(length as usize));
         }))
@@ -270,10 +286,28 @@ pub fn create_as(
     block_on(create(CreateContext { file, data_file, size, options, keyring: &keyring() }))
 }
 
-/// Secrets of the tests: `s`, and two more.
+/// Secrets of the tests: `s`, and two more. Keys are the same every time, and as there is no clock none takes long.
 pub fn keyring() -> Keyring {
-    let known = [("s", "open sesame"), ("other", "hunter2"), ("third", "swordfish")];
-    Secrets::keyring(known.map(|(id, text)| (id.to_string(), Secret::new(text.as_bytes()))).into())
+    Keyring::new(Arc::new(Host(Mutex::new(Random::new(1)))))
+}
+
+struct Host(Mutex<Random>);
+
+impl SecretSource for Host {
+    fn secret(&self, id: &str) -> Result<Option<Secret>> {
+        let known = [("s", "open sesame"), ("other", "hunter2"), ("third", "swordfish")];
+        Ok(known.iter().find(|(name, _)| *name == id).map(|(_, text)| Secret::new(text.as_bytes())))
+    }
+
+    fn random(&self, into: &mut [u8]) -> Result<()> {
+        let mut random = self.0.lock().unwrap();
+        into.iter_mut().for_each(|byte| *byte = random.next() as u8);
+        Ok(())
+    }
+
+    fn nanoseconds(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Options that open any qcow2 image of the tests, encrypted ones too.

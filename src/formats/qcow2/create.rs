@@ -17,7 +17,7 @@ use crate::formats::qcow2::header::{
 };
 use crate::formats::qcow2::rewrite::{MIN_FEATURE_TABLE_CLUSTER, feature_table};
 use crate::formats::qcow2::table::{refcount_place, set_refcount};
-use crate::node::{Node, Preallocation, Range, Role, WriteFlags};
+use crate::node::{Node, Preallocation, Range, Role, WriteFlags, write_first_sector_last};
 use crate::op::{BoxFuture, Op};
 use crate::policy::{Budgets, Gate, Opener, Policy, Reference};
 use crate::wire::parse_size;
@@ -455,8 +455,7 @@ async fn create_image(context: CreateContext<'_>) -> Result<()> {
     }
     // Until the header is there, it is not an image.
     file.flush().await?;
-    file.write(0, &first, WriteFlags::default()).await?;
-    file.flush().await?;
+    write_first_sector_last(&*file, 0, &first).await?;
     if let Some(data) = &context.data_file {
         let mode = if plan.preallocation == Preallocation::Metadata { Preallocation::Off } else { plan.preallocation };
         data.resize(plan.size, mode).await?;

@@ -50,7 +50,9 @@ impl Crypt {
         check_format(header.encryption, options.driver_options.get("encrypt.format"))?;
         let named = options.driver_options.get(KEY_SECRET).filter(|name| !name.is_empty());
         let secret = named.filter(|_| !options.structure_only).cloned();
-        if !options.read_only && secret.is_none() && header.encryption != Encryption::None {
+        // What looks at the structure only, or repairs it, needs no key.
+        let needs_key = !options.read_only && !options.structure_only && header.encryption != Encryption::None;
+        if needs_key && secret.is_none() {
             return Err(Error::invalid(format!("Parameter '{KEY_SECRET}' is required for cipher")));
         }
         match (header.encryption, extensions.encryption) {
@@ -70,7 +72,8 @@ impl Crypt {
                     return Err(Error::invalid(format!(
                         "Encryption header offset '{at}' is not a multiple of cluster size '{}'",
                         header.cluster.size()
-                    )));
+                    ))
+                    .at_offset(at));
                 }
                 if len < HEADER_BYTES as u64 || at.checked_add(len).is_none_or(|end| end > length) {
                     return Err(Error::invalid(format!(

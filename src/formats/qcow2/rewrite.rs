@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::extension::{BACKING_FORMAT, DATA_FILE, FEATURE_NAMES};
 use crate::formats::qcow2::header::{KNOWN_FEATURES, RawHeader};
-use crate::node::{ReadFlags, WriteFlags};
+use crate::node::{ReadFlags, SECTOR_BYTES, WriteFlags, write_first_sector_last};
 
 /// Length of a header of version 2.
 const V2_BYTES: usize = 72;
@@ -55,10 +55,30 @@ impl Qcow2 {
         // All that the old header used is replaced.
         let used = old.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let mut new = new;
-        new.resize(new.len().max(used).next_multiple_of(512).min(room), 0);
-        self.file.write(0, &new, WriteFlags::default()).await?;
-        self.file.flush().await
+        new.resize(new.len().max(used).next_multiple_of(SECTOR_BYTES).min(room), 0);
+        match within_a_sector(&old)? {
+            // Meanwhile the first sector says the same without the others.
+            Some(alone) if used > SECTOR_BYTES => {
+                write_first_sector_last(&*self.file, 0, &alone).await?;
+                write_first_sector_last(&*self.file, 0, &new).await
+            }
+            Some(_) => write_first_sector_last(&*self.file, 0, &new).await,
+            None => {
+                self.file.write(0, &new, WriteFlags::default()).await?;
+                self.file.flush().await
+            }
+        }
     }
+}
+
+/// The first sector of a header that says the same as this one, but for names of features. `None` if more does not fit.
+fn within_a_sector(old: &[u8]) -> Result<Option<Vec<u8>>> {
+    let mut alone = rewritten(old, &HeaderChange { drop_feature_names: true, ..HeaderChange::default() })?;
+    if alone.len() > SECTOR_BYTES {
+        return Ok(None);
+    }
+    alone.resize(SECTOR_BYTES, 0);
+    Ok(Some(alone))
 }
 
 /// What becomes of the first cluster. What is not mentioned stays.
@@ -70,6 +90,8 @@ pub(super) struct HeaderChange<'a> {
     pub(super) data_file: Option<&'a str>,
     /// The backing file with its format, or none.
     pub(super) backing: Option<Option<(&'a str, Option<&'a str>)>>,
+    /// Whether features have no names any more.
+    pub(super) drop_feature_names: bool,
 }
 
 /// The header, extensions and names of a first cluster after a change.
@@ -119,7 +141,8 @@ fn rewritten(old: &[u8], change: &HeaderChange<'_>) -> Result<Vec<u8>> {
     for (kind, data) in extensions {
         let is_told = [BACKING_FORMAT, DATA_FILE].contains(&kind);
         // Version 2 has no features to name.
-        if !is_told && (kind != FEATURE_NAMES || (change.version != Some(2) && !upgraded)) {
+        let unnamed = change.version == Some(2) || upgraded || change.drop_feature_names;
+        if !is_told && (kind != FEATURE_NAMES || !unnamed) {
             push(&mut new, kind, data);
         }
     }
