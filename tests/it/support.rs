@@ -189,14 +189,16 @@ impl TestNode {
         self.mutations.load(Ordering::Relaxed) == self.fail_at.load(Ordering::Relaxed)
     }
 
-    fn fails(&self) -> bool {
+    /// The number of the next mutation, and whether it fails.
+    fn count(&self) -> (usize, bool) {
         let number = self.mutations.fetch_add(1, Ordering::Relaxed);
         let failed = number.checked_sub(self.fail_at.load(Ordering::Relaxed));
-        failed.is_some_and(|number| number < self.failures.load(Ordering::Relaxed))
+        (number, failed.is_some_and(|number| number < self.failures.load(Ordering::Relaxed)))
     }
 
     fn mutate(&self, kind: &'static str, change: impl FnOnce(&mut TestState)) -> Result<()> {
-        if self.fails() {
+        let (number, fails) = self.count();
+        if fails {
             self.failed.lock().unwrap().push(kind);
             return Err(Error::new(self.fail_with, "no space left, says the test"));
         }
