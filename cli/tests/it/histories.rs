@@ -133,7 +133,11 @@ impl History {
                 format!("bitmap --merge {from} @ {to}")
             }
             14 | 15 => format!("resize -q @ +{}", (1 + self.random.below(400)) * 512),
-            16 => format!("resize -q --shrink @ -{}", (1 + self.random.below(200)) * 512),
+            16 => {
+                // Of a cluster that the new end lies within, QEMU may show the old end when the disk grows again.
+                let size = self.size.saturating_sub((1 + self.random.below(200)) * 512) & !65535;
+                format!("resize -q --shrink @ {}", size.max(65536))
+            }
             // QEMU finds no relative name beside an image that it knows by a description.
             17 if self.options.contains("encrypt") => "rebase -b ~ @".into(),
             17 => format!("rebase -b {} -F qcow2 @", self.random.pick(&["base", "other"])),
