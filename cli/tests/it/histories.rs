@@ -91,7 +91,8 @@ impl History {
                 0 => format!("write -z {at} {len}"),
                 1 => format!("write -z -u {at} {len}"),
                 // In version 2 it does something else with a backing file.
-                2 if !self.old => format!("discard {at} {len}"),
+                // Of less than a cluster, what becomes of it is up to the tool.
+                2 if !self.old && at + 65536 <= self.size => format!("discard {} 64k", at & !65535),
                 _ => format!("write -P {pattern} {at} {len}"),
             };
             args.extend(["-c".into(), request]);
