@@ -23,6 +23,10 @@ const SIZE: u64 = 96 << 10;
 /// Compressed clusters are made by the faster codecs only.
 const CAN_COMPRESS: bool = cfg!(feature = "fast-codecs");
 
+/// What is done to the files of a case.
+type Act = Box<dyn Fn(&Rig) -> Result<()>>;
+type MakeChange = fn() -> SnapshotChange;
+type ChangeImage = fn(&Arc<Image>) -> Result<()>;
 type Files = Vec<(&'static str, Vec<u8>)>;
 
 /// What the disk may be once a change was cut off.
@@ -46,7 +50,7 @@ struct Case {
     disk: Disk,
     /// Whether flags of entries may meanwhile say less than they could, or are about to be cleared.
     flags: bool,
-    act: Box<dyn Fn(&Rig) -> Result<()>>,
+    act: Act,
 }
 
 /// The files of one run.
@@ -574,7 +578,7 @@ fn snapshots() -> Vec<Case> {
     let extended: &[(&str, &str)] = &[("cluster_size", "16k"), ("extended_l2", "on")];
     for (what, options) in [("512", TINY), ("encrypted", OLD_ENCRYPTED), ("subclusters", extended)] {
         let image = made(options, with_snapshot);
-        let changes: [(&str, fn() -> SnapshotChange); 3] = [
+        let changes: [(&str, MakeChange); 3] = [
             ("create", || snapshot("two")),
             ("apply", || SnapshotChange::Apply("one".into())),
             ("delete", || SnapshotChange::Delete("one".into())),
@@ -593,7 +597,7 @@ fn snapshots() -> Vec<Case> {
 }
 
 fn bitmaps() -> Vec<Case> {
-    let changes: [(&str, fn(&Arc<Image>) -> Result<()>); 6] = [
+    let changes: [(&str, ChangeImage); 6] = [
         ("add", |image| block_on(image.add_bitmap("new", Some(512), true))),
         ("remove", |image| block_on(image.remove_bitmap("records"))),
         ("clear", |image| block_on(image.clear_bitmap("records"))),
