@@ -205,11 +205,8 @@ impl TestNode {
         let mut state = self.state.lock().unwrap();
         change(&mut state);
         if state.history.is_some() {
-            let snapshot = Snapshot {
-                number: self.mutations.load(Ordering::Relaxed),
-                durable: state.durable.clone(),
-                pending: state.pending.clone(),
-            };
+            let snapshot =
+                Snapshot { number: number + 1, durable: state.durable.clone(), pending: state.pending.clone() };
             state.history.get_or_insert_default().push(snapshot);
         }
         Ok(())
