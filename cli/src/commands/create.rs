@@ -60,7 +60,9 @@ fn plan(
     }
     let no_size = || Failure::new("Image creation needs a size parameter");
     let Some(backing) = options.get("backing_file") else {
-        let size = size.ok_or_else(no_size)?;
+        // Of a header on its own, the size is that of the file beside it.
+        let is_header = options.get("detached-header").is_some_and(|value| value == "on");
+        let size = size.or(is_header.then_some(0)).ok_or_else(no_size)?;
         return Ok((options, size));
     };
     let format = options.get("backing_fmt");
