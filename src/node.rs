@@ -299,9 +299,11 @@ pub trait Node: Send + Sync {
 }
 
 /// The most that a disk writes at once.
+#[cfg(any(feature = "crypto", feature = "qcow2"))]
 pub(crate) const SECTOR_BYTES: usize = 512;
 
 /// Writes what counts from when its first sector is there, and flushes: a power cut leaves all of it or nothing.
+#[cfg(any(feature = "crypto", feature = "qcow2"))]
 pub(crate) async fn write_first_sector_last(file: &dyn Node, at: u64, bytes: &[u8]) -> Result<()> {
     let (first, rest) = bytes.split_at(bytes.len().min(SECTOR_BYTES));
     if !rest.is_empty() {
