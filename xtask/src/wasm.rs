@@ -45,6 +45,11 @@ pub(crate) fn run(release: bool) -> Result<()> {
     if heavy.is_empty() { Ok(()) } else { bail!(heavy.join("; ")) }
 }
 
+/// Whether the modules are there, however old.
+pub(crate) fn are_made() -> bool {
+    BUILDS.iter().all(|build| Path::new(&build.module()).exists())
+}
+
 fn make(build: &Build, toolchain: Toolchain, release: bool) -> Result<()> {
     let args = [
         "rustc",
