@@ -67,7 +67,7 @@ export interface WritableSyncHandle {
 /** A handle of OPFS or of the file picker. The file changes when the image is closed or flushed, all at once. */
 export interface WritableFileLikeHandle {
   getFile(): Promise<Blob>;
-  createWritable(options: { keepExistingData: boolean }): Promise<unknown>;
+  createWritable(options: { keepExistingData: boolean; mode: "exclusive" }): Promise<unknown>;
 }
 
 /** A FileHandle of Node.js, opened with `r+`. It stays open when the image is closed. */

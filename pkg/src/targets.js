@@ -34,8 +34,10 @@ const REMEMBERED_BYTES = 32 * 1024 * 1024;
  * can be read only then. Small writes are remembered; a read of others closes the copy and opens another, as `commit` does.
  */
 async function toFileSystemHandle(handle) {
+  // Where browsers know modes, whoever comes second is refused rather than overwritten.
+  const start = () => handle.createWritable({ keepExistingData: true, mode: "exclusive" });
   let file = await handle.getFile();
-  let writable = await handle.createWritable({ keepExistingData: true });
+  let writable = await start();
   let length = file.size;
   /** How much of the start of `file` still counts. */
   let valid = length;
@@ -57,7 +59,7 @@ async function toFileSystemHandle(handle) {
     file = await handle.getFile();
     valid = file.size;
     [remembered, bytesRemembered, forgotten] = [[], 0, []];
-    writable = await handle.createWritable({ keepExistingData: true });
+    writable = await start();
   }
 
   function forget(start, end) {

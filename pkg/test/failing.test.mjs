@@ -143,3 +143,40 @@ test("a target that lies about its length, or cannot be made longer, is explaine
     await assert.rejects(open({ ...fixed, size }, { writable: true }), RangeTooLargeError);
   }
 });
+
+test("random damage of the metadata never does worse to a writer than an error", async () => {
+  let seed = 7;
+  const random = (limit) => (seed = (seed * 48271) % 0x7fffffff) % limit;
+  const table = Number(new DataView(good.buffer).getBigUint64(40));
+  for (let round = 0; round < 200; round++) {
+    const bytes = good.slice();
+    const places = [() => random(112), () => 65536 + random(16), () => table + random(64), () => random(0x50000)];
+    for (let times = 1 + random(4); times > 0; times--) bytes[places[random(4)]()] = random(256);
+    let image;
+    try {
+      image = await open(new Memory(bytes), { writable: true, budgets: { checkBytes: 16 * MIB } });
+      await image.write(0, pattern(Math.min(image.size, 200_000)));
+      await image.zero(0, Math.min(image.size, 100_000));
+      await image.check({ repair: "all" });
+      await image.close();
+    } catch (error) {
+      assert.ok(error instanceof DisketteError && error.kind !== "internal", `round ${round}: ${error?.stack}`);
+      await image?.close().catch(() => {});
+    }
+  }
+});
+
+test("a copy takes the same memory however large the disk is", async () => {
+  const block = new Uint8Array(4 * MIB).fill(1);
+  const size = 512 * MIB;
+  let written = 0;
+  const source = { size, read: (offset, length) => block.subarray(0, length) };
+  const target = { size: 0, read: (offset, length) => new Uint8Array(length), write: (offset, bytes) => void (written += bytes.length), resize() {} };
+  const image = await open(source, { format: "raw" });
+  const before = process.memoryUsage().rss;
+  let most = 0;
+  await convert(image, target, { format: "raw", onProgress: () => (most = Math.max(most, process.memoryUsage().rss)) });
+  assert.ok(written >= size, `${written} bytes`);
+  assert.ok(most - before < 160 * MIB, `${Math.round((most - before) / MIB)} MiB`);
+  await image.close();
+});
