@@ -36,7 +36,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::node::{
     Extent, Host, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, State, Want, WriteFlags, check_bounds,
 };
-use crate::op::{BoxFuture, Op};
+use crate::op::{BoxFuture, Op, if_writing};
 use crate::policy::{Gate, Opener, Reference};
 use crate::sync::Mutex;
 
@@ -244,7 +244,7 @@ impl File {
     fn done<'a>(&'a self, ask: Ask, grow_to: Option<u64>) -> Op<'a, ()> {
         let answer = self.ring.ask(ask);
         Op::future(async move {
-            answer.await?;
+            answer.await.map_err(|error| error.at_path(&self.name))?;
             if let Some(end) = grow_to {
                 let mut length = self.length.lock();
                 *length = (*length).max(end);
@@ -287,47 +287,54 @@ impl Node for File {
     }
 
     fn write<'a>(&'a self, at: u64, from: &'a [u8], flags: WriteFlags) -> Op<'a, ()> {
-        if let Err(error) = self.writable() {
-            return Op::err(error);
-        }
-        let write = self
-            .done(Ask::Write { file: self.file, at, bytes: from.to_vec() }, Some(at.saturating_add(from.len() as u64)));
-        if !flags.force_unit_access {
-            return write;
-        }
-        Op::future(async move {
-            write.await?;
-            self.flush().await
+        if_writing(|| {
+            if let Err(error) = self.writable() {
+                return Op::err(error);
+            }
+            let ask = Ask::Write { file: self.file, at, bytes: from.to_vec() };
+            let write = self.done(ask, Some(at.saturating_add(from.len() as u64)));
+            if !flags.force_unit_access {
+                return write;
+            }
+            Op::future(async move {
+                write.await?;
+                self.flush().await
+            })
         })
     }
 
     fn write_zeroes<'a>(&'a self, range: Range, _flags: WriteFlags) -> Op<'a, ()> {
-        match self.writable() {
+        if_writing(|| match self.writable() {
             Ok(()) => self.done(Ask::Zero { file: self.file, range }, Some(range.end())),
             Err(error) => Op::err(error),
-        }
+        })
     }
 
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
-        match self.writable() {
+        if_writing(|| match self.writable() {
             Ok(()) => self.done(Ask::Discard { file: self.file, range }, None),
             Err(error) => Op::err(error),
-        }
+        })
     }
 
     fn flush<'a>(&'a self) -> Op<'a, ()> {
-        if self.read_only { Op::ok(()) } else { self.done(Ask::Flush { file: self.file }, None) }
+        if self.read_only || !cfg!(feature = "write") {
+            return Op::ok(());
+        }
+        self.done(Ask::Flush { file: self.file }, None)
     }
 
     fn resize<'a>(&'a self, length: u64, _preallocation: Preallocation) -> Op<'a, ()> {
-        if let Err(error) = self.writable() {
-            return Op::err(error);
-        }
-        let answer = self.ring.ask(Ask::Resize { file: self.file, length });
-        Op::future(async move {
-            answer.await?;
-            *self.length.lock() = length;
-            Ok(())
+        if_writing(|| {
+            if let Err(error) = self.writable() {
+                return Op::err(error);
+            }
+            let answer = self.ring.ask(Ask::Resize { file: self.file, length });
+            Op::future(async move {
+                answer.await.map_err(|error| error.at_path(&self.name))?;
+                *self.length.lock() = length;
+                Ok(())
+            })
         })
     }
 

@@ -1,4 +1,4 @@
-// Typed errors. `kind` is stable and meant for programs; `message` is meant for people.
+// Typed errors. `kind` and `code` are stable and meant for programs; `message` is meant for people.
 
 /** Every error of this package. */
 export class DisketteError extends Error {
@@ -10,6 +10,11 @@ export class DisketteError extends Error {
     this.offset = offset;
     this.operation = operation;
   }
+
+  /** `kind` in the spelling of Node.js: `DISKETTE_NO_SPACE`. */
+  get code() {
+    return `DISKETTE_${this.kind.toUpperCase().replaceAll("-", "_")}`;
+  }
 }
 
 /** The image contradicts itself or has a value that is not allowed. */
@@ -20,8 +25,10 @@ export class UnsupportedError extends DisketteError {}
 export class ReferenceDeniedError extends DisketteError {}
 /** A number beyond 2^53 - 1, or more than a budget allows. */
 export class RangeTooLargeError extends DisketteError {}
-/** The source could not be read. */
+/** The source could not be read, or the target not be written. */
 export class SourceError extends DisketteError {}
+/** The image or the target was not opened for writing, or cannot be written at all. */
+export class ReadOnlyError extends DisketteError {}
 /** The image was closed. */
 export class ClosedError extends DisketteError {}
 
@@ -35,6 +42,10 @@ const CLASSES = {
   io: SourceError,
   "not-found": SourceError,
   "permission-denied": SourceError,
+  "no-space": SourceError,
+  exists: SourceError,
+  busy: SourceError,
+  "read-only": ReadOnlyError,
   closed: ClosedError,
 };
 
@@ -87,13 +98,34 @@ export function noBytes(name, offset, found) {
   return new SourceError({ kind: "io", message: `a read answers with a Uint8Array, not with ${what}`, path: name, offset });
 }
 
+const KINDS = {
+  NotFoundError: "not-found",
+  NotAllowedError: "permission-denied",
+  NoModificationAllowedError: "busy",
+  QuotaExceededError: "no-space",
+  ENOENT: "not-found",
+  ENOTDIR: "not-found",
+  EACCES: "permission-denied",
+  EPERM: "permission-denied",
+  ENOSPC: "no-space",
+  EDQUOT: "no-space",
+  EROFS: "read-only",
+};
+
+/** The kind of a failure of the host. */
+export function kindOf(thrown) {
+  if (typeof thrown?.kind === "string") return thrown.kind;
+  if (thrown?.name === "AbortError") return "cancelled";
+  return KINDS[thrown?.name] ?? KINDS[thrown?.code] ?? "io";
+}
+
 /** Runs what belongs to the caller or the browser; what it throws becomes typed, with what was thrown as the cause. */
-export async function typed(work, path = null) {
+export async function typed(work, path = null, what = "could not be read") {
   try {
     return await work();
   } catch (cause) {
     if (cause instanceof DisketteError || cause?.name === "AbortError") throw cause;
-    const kind = { NotFoundError: "not-found", NotAllowedError: "permission-denied" }[cause?.name] ?? "io";
-    throw new SourceError({ kind, message: `could not be read: ${textOf(cause)}`, path }, { cause });
+    const kind = kindOf(cause);
+    throw new (CLASSES[kind] ?? SourceError)({ kind, message: `${what}: ${textOf(cause)}`, path }, { cause });
   }
 }

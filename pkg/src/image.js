@@ -11,6 +11,8 @@ const STREAM_CHUNKS_AHEAD = 4;
 /** Numbers per extent in a page of a map. */
 export const MAP_COLUMNS = 6;
 const MAX_EXTENTS = 4_000_000;
+/** In the order in which the core takes them. */
+const BUDGETS = ["metadataBytes", "chainDepth", "expandedBytes", "checkBytes"];
 
 /** An open image. */
 export class Image {
@@ -19,14 +21,20 @@ export class Image {
 
   constructor(pump) {
     this.#pump = pump;
-    this.#size = pump.call((session) => session.length());
+    this.measure();
+  }
+
+  /** Asks the core how large the disk is. */
+  measure() {
+    this.#size = this.#pump.call((session) => session.length());
   }
 
   /** Opens a source; `toSource` makes sources of what `onOpen` answers. */
-  static async open(Session, source, { format, onOpen, signal }, toSource) {
-    const openReference = async (reference) => {
+  static async open(Session, source, options, toSource) {
+    const { format, onOpen, signal, budgets = {} } = options;
+    const openReference = async (reference, writable) => {
       const answer = await onOpen(reference);
-      return answer === null || answer === undefined || answer === false ? undefined : toSource(answer);
+      return answer === null || answer === undefined || answer === false ? undefined : toSource(answer, writable);
     };
     const name = String(source.name);
     const top = { ...source, name };
@@ -36,12 +44,18 @@ export class Image {
         throw new UnsupportedError({ kind: "unsupported", message: `the format '${String(format)}' is not known here`, path: name });
       }
       top.size = checkedNumber(source.size, `the size of '${name}'`);
-      await pump.run((session) => session.open(name, top.size, format, !onOpen), signal);
-      return new Image(pump);
+      pump.call((session) => session.setBudgets(...BUDGETS.map((budget) => bound(budgets, budget))));
+      await pump.run((session) => this.begin(session, name, top.size, options), signal);
+      return new this(pump, options);
     } catch (error) {
       await pump.close().catch(() => {});
       throw error;
     }
+  }
+
+  /** Starts the job that opens the image. */
+  static begin(session, name, size, { format, onOpen }) {
+    return session.open(name, size, format, !onOpen);
   }
 
   /** Size of the disk in bytes. */
@@ -191,6 +205,11 @@ export class Image {
     if (into.length === 0) signal?.throwIfAborted();
     return into;
   }
+}
+
+/** A bound on what an image may cost; -1 stands for the usual one. */
+function bound(budgets, name) {
+  return budgets[name] === undefined ? -1 : checkedNumber(budgets[name], `budgets.${name}`);
 }
 
 function* decode({ columns, files }) {

@@ -39,11 +39,25 @@ export interface Reference {
   from: string;
 }
 
+/** Bounds on what an image may cost. */
+export interface Budgets {
+  /** Bytes of metadata kept in memory for each image of a chain; 32 MiB unless given. */
+  metadataBytes?: Size;
+  /** Images in a chain; 200 unless given. */
+  chainDepth?: Size;
+  /** Bytes that one compressed cluster may expand to; 2 MiB unless given. */
+  expandedBytes?: Size;
+  /** Bytes of memory that a check may take; 1 GiB unless given. */
+  checkBytes?: Size;
+}
+
 export interface OpenOptions {
   /** The format, if it is not to be recognised from the contents. */
   format?: string;
   /** Opens the files that the image names; null refuses. Without it nothing is opened, and reads that need it fail. */
   onOpen?(reference: Reference): Input | null | undefined | Promise<Input | null | undefined>;
+  /** What the image may cost; more is a `RangeTooLargeError` of kind `over-budget`. */
+  budgets?: Budgets;
   signal?: AbortSignal;
   /** For http(s) addresses. */
   headers?: Record<string, string>;
@@ -165,7 +179,7 @@ export interface RangeOptions extends Abortable {
 }
 
 export class Image {
-  private constructor();
+  protected constructor();
   /** Size of the disk in bytes. */
   readonly size: number;
   /** The files that are open: the image's own first, then those that it names. */
@@ -196,6 +210,10 @@ export type ErrorKind =
   | "denied"
   | "permission-denied"
   | "not-found"
+  | "no-space"
+  | "read-only"
+  | "exists"
+  | "busy"
   | "too-large"
   | "over-budget"
   | "cancelled"
@@ -206,6 +224,8 @@ export type ErrorKind =
 /** Every error of this package. */
 export class DisketteError extends Error {
   readonly kind: ErrorKind;
+  /** `kind` in the spelling of Node.js, such as `DISKETTE_NOT_FOUND`; stable as well. */
+  readonly code: `DISKETTE_${string}`;
   /** The file it is about. */
   readonly path: string | null;
   /** Byte offset in that file. */
@@ -221,8 +241,10 @@ export class UnsupportedError extends DisketteError {}
 export class ReferenceDeniedError extends DisketteError {}
 /** A number beyond 2^53 - 1, or more than a budget allows. */
 export class RangeTooLargeError extends DisketteError {}
-/** The source could not be read. */
+/** The source could not be read, or the target not be written. */
 export class SourceError extends DisketteError {}
+/** The image or the target was not opened for writing, or cannot be written at all. */
+export class ReadOnlyError extends DisketteError {}
 /** The image was closed. */
 export class ClosedError extends DisketteError {}
 

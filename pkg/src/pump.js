@@ -1,9 +1,11 @@
 // The host side of the core: takes every request that it has queued, answers them, and settles jobs.
 
-import { checkedNumber, closed, fromCore, isBuffer, isBytes, noBytes, shortRead, textOf } from "./errors.js";
+import { checkedNumber, closed, fromCore, isBuffer, isBytes, kindOf, noBytes, shortRead, textOf } from "./errors.js";
 
 /** The file that the caller gave; files that it names get higher numbers. */
 const FIRST_FILE = 1;
+/** Zeroes are written this many at a time. */
+const ZEROES = 1024 * 1024;
 /** Failures of sources that are remembered to explain the errors of the core. */
 const MAX_CAUSES = 16;
 
@@ -73,6 +75,12 @@ export class Pump {
     if (failed) throw failed.reason;
   }
 
+  /** Lets go of the core and leaves the files open. */
+  detach() {
+    this.#session?.free();
+    this.#session = null;
+  }
+
   /** Runs the core, issues every request it has queued before any is waited for, and settles the jobs that have ended. */
   #turn() {
     this.#again = true;
@@ -132,7 +140,7 @@ export class Pump {
     if (!this.#session) return;
     let answer;
     try {
-      answer = request.kind === "read" ? this.#sources.get(request.file).read(request.at, request.length) : this.#open(request);
+      answer = this.#ask(request);
     } catch (error) {
       this.#fail(request, error);
       return;
@@ -148,6 +156,32 @@ export class Pump {
     settled.catch((error) => this.#rejectAll(fromCore(error)));
   }
 
+  #ask(request) {
+    if (request.kind === "open") return this.#open(request);
+    const source = this.#sources.get(request.file);
+    const { at, length } = request;
+    switch (request.kind) {
+      case "read":
+        return source.read(at, length);
+      case "write":
+        return source.write(at, request.bytes);
+      case "zero":
+        return source.zero ? source.zero(at, length) : writeZeroes(source, at, length);
+      case "discard":
+        return source.discard?.(at, length);
+      case "flush":
+        return source.flush?.();
+      default:
+        return source.resize(length);
+    }
+  }
+
+  /** What a change that is done made of a file's size. */
+  #grow(source, { kind, at, length, bytes }) {
+    if (kind === "resize") source.size = length;
+    else if (kind === "write" || kind === "zero") source.size = Math.max(source.size, at + (bytes?.length ?? length));
+  }
+
   #complete(request, value) {
     if (!this.#session) {
       return request.kind === "open" ? value.close?.() : undefined;
@@ -156,6 +190,9 @@ export class Pump {
       const file = FIRST_FILE + this.#sources.size;
       this.#sources.set(file, value);
       this.#session.completeOpen(request.id, file, value.name, value.size);
+    } else if (request.kind !== "read") {
+      this.#grow(this.#sources.get(request.file), request);
+      this.#session.completeDone(request.id);
     } else {
       const { name } = this.#sources.get(request.file);
       const bytes = isBuffer(value) ? new Uint8Array(value) : value;
@@ -170,22 +207,32 @@ export class Pump {
     if (!this.#session) return;
     // The core puts the file's name in front, and where it was read behind.
     const text = textOf(error);
-    const kind = typeof error?.kind === "string" ? error.kind : error?.name === "AbortError" ? "cancelled" : "io";
     this.#causes.push({ text, error });
     if (this.#causes.length > MAX_CAUSES) this.#causes.shift();
-    this.#session.fail(request.id, kind, text);
+    this.#session.fail(request.id, kindOf(error), text);
     this.#turn();
   }
 
   async #open(reference) {
-    const { name, format, role, from } = reference;
+    const { name, format, role, from, writable = false } = reference;
     if (format !== null && !this.#session.knows(format)) {
       throw Object.assign(new Error(`'${name}' (${role}) has the format '${format}', which is not known here`), { kind: "unsupported" });
     }
-    const source = await this.#openReference({ name, format, role, from });
+    const source = await this.#openReference({ name, format, role, from }, writable);
     if (!source) throw Object.assign(new Error(`'${name}' (${role}) was not opened: onOpen did not allow it`), { kind: "denied" });
     const size = checkedNumber(source.size, `the size of '${name}'`);
     // A path or address says more than the image's spelling, which may be relative; a File says less.
     return { ...source, name: source.located ? source.name : name, size };
   }
+}
+
+/** For targets that have no better way. */
+async function writeZeroes(source, at, length) {
+  const end = at + length;
+  // Nothing needs to be stored where a longer file reads as zeroes.
+  if (end > source.size) {
+    await source.resize(end);
+    length = Math.max(0, source.size - at);
+  }
+  for (let done = 0; done < length; done += ZEROES) await source.write(at + done, new Uint8Array(Math.min(ZEROES, length - done)));
 }

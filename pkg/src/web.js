@@ -1,11 +1,11 @@
 // Entry for browsers and workers.
 
 import init, { Session } from "../dist/diskette.js";
-import { UnsupportedError } from "./errors.js";
 import { Image } from "./image.js";
+import { noPaths, refuseWriting } from "./options.js";
 import { toSource } from "./sources.js";
 
-export { ClosedError, CorruptImageError, DisketteError, RangeTooLargeError, ReferenceDeniedError, SourceError, UnsupportedError } from "./errors.js";
+export * from "./error-classes.js";
 export { Image, MAP_COLUMNS } from "./image.js";
 
 let loading;
@@ -19,19 +19,15 @@ export function load(module) {
   return loading.then(() => {});
 }
 
-function openPath(path) {
-  const message = `'${path}' is not an http(s) address; a browser opens Files and addresses, not paths`;
-  throw new UnsupportedError({ kind: "unsupported", message, path: String(path) });
-}
-
 /** Opens an image. */
 export async function open(input, options = {}) {
   options.signal?.throwIfAborted();
-  const [source, loaded] = await Promise.allSettled([toSource(input, options, openPath), load()]);
+  refuseWriting(options);
+  const [source, loaded] = await Promise.allSettled([toSource(input, options, noPaths), load()]);
   if (source.status === "rejected") throw source.reason;
   if (loaded.status === "rejected") {
     await source.value.close?.();
     throw loaded.reason;
   }
-  return Image.open(Session, source.value, options, (answer) => toSource(answer, options, openPath));
+  return Image.open(Session, source.value, options, (answer) => toSource(answer, options, noPaths));
 }

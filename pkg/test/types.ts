@@ -1,5 +1,8 @@
 // Compiled, never run: the declarations accept what they should.
 import { CorruptImageError, DisketteError, type Extent, type ImageInfo, type MapPage, MAP_COLUMNS, type Source, open } from "diskette";
+import { ImageDisk } from "diskette/disk";
+import { Memory, type TargetObject, type WritableSyncHandle, convert, create, fromStream, open as openFull } from "diskette/full";
+import { Pool, open as openInWorker } from "diskette/worker";
 
 export async function use(file: File, handle: FileSystemFileHandle): Promise<number> {
   await using image = await open(file, {
@@ -27,4 +30,32 @@ export async function use(file: File, handle: FileSystemFileHandle): Promise<num
   // @ts-expect-error a number is no image
   await open(5);
   return info.chain.length + extents.length + copy.size + (pages[0]?.columns.length ?? 0) / MAP_COLUMNS;
+}
+
+export async function change(handle: FileSystemFileHandle, sync: WritableSyncHandle, bytes: Uint8Array): Promise<number> {
+  const object: TargetObject = { size: 0n, read: (offset, length) => new Uint8Array(offset + length), write: (offset, part) => void (offset + part.length) };
+  for (const target of [handle, sync, new Memory(bytes), "path", new URL("file:///path"), object]) {
+    await using image = await openFull(target, { writable: true, passphrase: "x", budgets: { chainDepth: 1 }, onOpen: () => null });
+    await image.write(0n, bytes, { compressed: true, signal: AbortSignal.timeout(1) });
+    await image.zero(0, 512, { unmap: false });
+    await image.resize(5n, { shrink: true });
+    const { leaksFixed } = await image.check({ repair: "all" });
+    await image.snapshots.create("name", { date: new Date() });
+    await new ImageDisk(image).discard(0, leaksFixed);
+    await image.abandon();
+  }
+  const made = await create(new Memory(), { format: "luks", size: 1, passphrase: "x" });
+  await convert(made, handle, { compressed: true, onProgress: ({ done, total }) => void (done / total) });
+  await convert(await open(bytes), sync, { format: "raw" });
+  await fromStream(made.stream(), handle, { size: 5, format: "raw" });
+  await new ImageDisk(await open(bytes)).getCapacity();
+  await using pool = new Pool({ size: 1 });
+  await using remote = await pool.open(handle, { writable: true, onOpen: async () => handle });
+  // @ts-expect-error a Blob never changes
+  await openFull(new Blob(), { writable: true });
+  // @ts-expect-error a new image has a size
+  await create(handle, { format: "raw" });
+  // @ts-expect-error the answer is a promise there
+  (await openInWorker("a")).info().format;
+  return (await remote.info()).virtualSize + remote.size;
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// smaller than `limit` bytes.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] without the `fast-codecs` feature.
+/// [`ErrorKind::Unsupported`] without the features `deflate` and `write`.
 #[cfg(feature = "fast-codecs")]
 pub fn deflate(from: &[u8], limit: usize) -> Result<Option<Vec<u8>>> {
     const WINDOW_BITS: u8 = 12;
@@ -21,11 +21,47 @@ pub fn deflate(from: &[u8], limit: usize) -> Result<Option<Vec<u8>>> {
     Ok((status == flate2::Status::StreamEnd).then_some(into))
 }
 
-/// Refuses: the encoder is part of the `fast-codecs` feature.
+/// Compresses with matches of at most 4 KiB back, the most that readers of qcow2 accept. `None` if the result is not
+/// smaller than `limit` bytes.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] without the features `deflate` and `write`.
+#[cfg(all(feature = "deflate", feature = "write", not(feature = "fast-codecs")))]
+pub fn deflate(from: &[u8], limit: usize) -> Result<Option<Vec<u8>>> {
+    use miniz_oxide::deflate::core::{
+        CompressorOxide, TDEFLFlush, TDEFLStatus, compress, create_comp_flags_from_zip_params,
+    };
+
+    const LEVEL: i32 = 6;
+    const RAW: i32 = -15;
+    /// This encoder has one window, which is larger; so it forgets what it saw after that many bytes.
+    const REACH_BYTES: usize = 4096;
+    let mut encoder = CompressorOxide::new(create_comp_flags_from_zip_params(LEVEL, RAW, 0));
+    let mut into = alloc::vec![0; limit.saturating_sub(1)];
+    let mut written = 0;
+    let mut parts = from.chunks(REACH_BYTES).peekable();
+    while let Some(part) = parts.next() {
+        let flush = if parts.peek().is_some() { TDEFLFlush::Full } else { TDEFLFlush::Finish };
+        let Some(room) = into.get_mut(written..).filter(|room| !room.is_empty()) else { return Ok(None) };
+        let (status, _, count) = compress(&mut encoder, part, room, flush);
+        written += count;
+        match status {
+            TDEFLStatus::Done => {
+                into.truncate(written);
+                return Ok(Some(into));
+            }
+            TDEFLStatus::Okay => {}
+            failed => return Err(Error::new(ErrorKind::Io, alloc::format!("deflate failed: {failed:?}"))),
+        }
+    }
+    Ok(None)
+}
+
+/// Refuses: an encoder is part of the features `deflate` and `write`.
 ///
 /// # Errors
 /// Always [`ErrorKind::Unsupported`].
-#[cfg(not(feature = "fast-codecs"))]
+#[cfg(not(any(feature = "fast-codecs", all(feature = "deflate", feature = "write"))))]
 pub fn deflate(_from: &[u8], _limit: usize) -> Result<Option<Vec<u8>>> {
     Err(Error::new(ErrorKind::Unsupported, "writing zlib compression is not part of this build"))
 }
@@ -77,4 +113,33 @@ pub fn inflate(from: &[u8], into: &mut [u8]) -> Result<()> {
 #[cfg(not(feature = "deflate"))]
 pub fn inflate(_from: &[u8], _into: &mut [u8]) -> Result<()> {
     Err(Error::new(ErrorKind::Unsupported, "zlib compression is not part of this build"))
+}
+
+#[cfg(all(test, feature = "deflate", feature = "write"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_compressed_expands_to_the_same_bytes() {
+        for len in [1, 511, 4096, 4097, 65_536, 2 << 20] {
+            let bytes: Vec<u8> = (0..len).map(|at: u32| (at / 7 % 97) as u8).collect();
+            let packed = deflate(&bytes, bytes.len() + 64).unwrap().unwrap();
+            let mut expanded = alloc::vec![0; bytes.len()];
+            inflate(&packed, &mut expanded).unwrap();
+            assert_eq!(expanded, bytes);
+        }
+    }
+
+    #[test]
+    fn what_does_not_get_smaller_is_left() {
+        let mut state = 1_u32;
+        let noise: Vec<u8> = core::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .take(65_536)
+        .collect();
+        assert_eq!(deflate(&noise, noise.len()).unwrap(), None);
+        assert_eq!(deflate(&[0; 4096], 2).unwrap(), None);
+    }
 }

@@ -6,6 +6,8 @@
 
 mod cancel;
 mod value;
+#[cfg(feature = "write")]
+mod write;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -17,11 +19,11 @@ use core::future::Future;
 use js_sys::{Array, Float64Array, Uint8Array};
 use wasm_bindgen::prelude::*;
 
-use crate::drivers::{Drivers, Evidence, OpenOptions};
+use crate::drivers::{Driver, Drivers, Evidence, OpenOptions};
 use crate::engine::status::{Chain, Status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, Range, ReadFlags, Want, check_bounds};
-use crate::policy::{Gate, Policy};
+use crate::policy::{Budgets, Gate, Policy};
 use crate::ring::{Answer, Ask, File, RingOpener, Stepper, Task};
 use crate::wasm::cancel::Switch;
 use crate::{CheckReport, Image};
@@ -42,6 +44,8 @@ enum JobTask {
     Read(Task<Result<Vec<u8>>>),
     Map(Task<Result<Slice>>),
     Check(Task<Result<CheckReport>>),
+    #[cfg(feature = "write")]
+    Change(Task<Result<()>>),
 }
 
 /// Part of a map, and where the next part begins.
@@ -62,13 +66,32 @@ pub struct Session {
     jobs: BTreeMap<u32, Job>,
     next_job: u32,
     opened: Option<Opened>,
+    budgets: Budgets,
 }
 
 #[wasm_bindgen]
 impl Session {
     #[wasm_bindgen(constructor)]
     pub fn new() -> Session {
-        Session { stepper: Stepper::new(), jobs: BTreeMap::new(), next_job: 0, opened: None }
+        let budgets = Budgets::default();
+        Session { stepper: Stepper::new(), jobs: BTreeMap::new(), next_job: 0, opened: None, budgets }
+    }
+
+    /// Bounds what images that are opened from now on may cost. A negative number leaves a bound as it is.
+    #[wasm_bindgen(js_name = setBudgets)]
+    pub fn set_budgets(&mut self, metadata_bytes: f64, chain_depth: f64, expanded_bytes: f64, check_bytes: f64) {
+        if metadata_bytes >= 0.0 {
+            self.budgets.metadata_bytes = metadata_bytes as usize;
+        }
+        if chain_depth >= 0.0 {
+            self.budgets.chain_depth = chain_depth as u32;
+        }
+        if expanded_bytes >= 0.0 {
+            self.budgets.expanded_bytes = expanded_bytes as usize;
+        }
+        if check_bytes >= 0.0 {
+            self.budgets.check_bytes = check_bytes as u64;
+        }
     }
 
     /// Whether images of this format can be opened.
@@ -87,13 +110,10 @@ impl Session {
         let length = number(length)?;
         let file = File::new(self.stepper.ring(), FIRST_FILE, name, length, true);
         let gate = Gate::new(Policy::Allow, Arc::new(RingOpener(self.stepper.ring())));
-        let options = OpenOptions { format, gate, structure_only, ..OpenOptions::default() };
+        let options = OpenOptions { format, gate, structure_only, budgets: self.budgets, ..OpenOptions::default() };
         let open = async move {
             let found = options.drivers.probe(&*file).await?;
-            let formats = found.into_iter().map(|(driver, evidence)| (driver.name, evidence)).collect();
-            let image = crate::open(file, &options).await?;
-            value::check_safe("the size of the disk", image.info().length)?;
-            Ok(Opened { image, formats })
+            opened(file, found, &options).await
         };
         Ok(self.start(open, JobTask::Open))
     }
@@ -193,12 +213,17 @@ impl Session {
                         ("format", reference.format.map_or(JsValue::NULL, Into::into)),
                         ("role", reference.role.name().into()),
                         ("from", reference.from.into()),
+                        #[cfg(feature = "write")]
+                        ("writable", reference.writable.into()),
                     ]);
                 }
-                other => {
-                    let refusal = Error::unsupported(format!("the JavaScript host reads only ({other:?})"));
-                    self.stepper.complete(request.id, Err(refusal));
-                }
+                #[cfg(feature = "write")]
+                ask => match write::request(id, ask) {
+                    Some(request) => return request,
+                    None => self.stepper.complete(request.id, Err(Error::unsupported("the host has no clock"))),
+                },
+                #[cfg(not(feature = "write"))]
+                _ => self.stepper.complete(request.id, Err(crate::op::only_reads())),
             }
         }
     }
@@ -226,6 +251,10 @@ impl Session {
             "permission-denied" => ErrorKind::PermissionDenied,
             "unsupported" => ErrorKind::Unsupported,
             "too-large" => ErrorKind::TooLarge,
+            #[cfg(feature = "write")]
+            "no-space" => ErrorKind::NoSpace,
+            #[cfg(feature = "write")]
+            "read-only" => ErrorKind::ReadOnly,
             _ => ErrorKind::Io,
         };
         self.stepper.complete(id as u64, Err(Error::new(kind, message)));
@@ -250,6 +279,8 @@ impl Session {
             JobTask::Read(task) => task.take().map(|result| result.map(|bytes| Uint8Array::from(&*bytes).into())),
             JobTask::Map(task) => task.take().map(|result| result.map(|slice| slice_value(&slice))),
             JobTask::Check(task) => task.take().map(|result| result.and_then(|report| value::report(&report))),
+            #[cfg(feature = "write")]
+            JobTask::Change(task) => task.take().map(|result| result.map(|()| JsValue::TRUE)),
         };
         match outcome {
             None => Ok(JsValue::UNDEFINED),
@@ -281,8 +312,12 @@ impl Session {
     ) -> u32 {
         let switch = Switch::default();
         let task = kind(self.stepper.start(switch.wrap(future)));
+        self.keep(Job { switch, task })
+    }
+
+    fn keep(&mut self, job: Job) -> u32 {
         self.next_job = self.next_job.wrapping_add(1);
-        self.jobs.insert(self.next_job, Job { switch, task });
+        self.jobs.insert(self.next_job, job);
         self.next_job
     }
 
@@ -295,6 +330,14 @@ impl Default for Session {
     fn default() -> Self {
         Session::new()
     }
+}
+
+/// Opens the image that `file` holds.
+async fn opened(file: Arc<File>, found: Vec<(&'static Driver, Evidence)>, options: &OpenOptions) -> Result<Opened> {
+    let formats = found.into_iter().map(|(driver, evidence)| (driver.name, evidence)).collect();
+    let image = crate::open(file, options).await?;
+    value::check_safe("the size of the disk", image.info().length)?;
+    Ok(Opened { image, formats })
 }
 
 fn not_open() -> JsValue {

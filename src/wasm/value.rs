@@ -183,6 +183,10 @@ pub(super) fn report(report: &CheckReport) -> Result<JsValue> {
         ("allocatedClusters", number("allocated_clusters", report.allocated_clusters)?),
         ("fragmentedClusters", number("fragmented_clusters", report.fragmented_clusters)?),
         ("compressedClusters", number("compressed_clusters", report.compressed_clusters)?),
+        #[cfg(feature = "write")]
+        ("leaksFixed", number("leaks_fixed", report.leaks_fixed)?),
+        #[cfg(feature = "write")]
+        ("corruptionsFixed", number("corruptions_fixed", report.corruptions_fixed)?),
         (
             "findings",
             array(report.findings.iter().take(1000).map(|finding| {

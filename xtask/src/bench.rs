@@ -93,7 +93,7 @@ fn scattered_reads() -> Result<()> {
 
 /// The JavaScript package beside the native program, turn by turn.
 fn in_node(diskette: &Path) -> Result<()> {
-    if !Path::new("pkg/dist/diskette_bg.wasm").exists() {
+    if !crate::wasm::are_made() {
         println!("run 'cargo xtask wasm --release' first to see the times in Node.js");
         return Ok(());
     }

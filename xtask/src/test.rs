@@ -26,7 +26,7 @@ const STEPS: &[Step] = &[
     Step { name: "doctest", about: "examples in the documentation", run: doctest },
     Step { name: "rustdoc", about: "the documentation builds without warnings", run: rustdoc },
     Step { name: "no-std", about: "a bare-metal program links", run: no_std::run },
-    Step { name: "wasm", about: "the WebAssembly module builds and keeps its budget", run: wasm_step },
+    Step { name: "wasm", about: "the WebAssembly modules build and keep their budgets", run: wasm_step },
     Step { name: "node", about: "the JavaScript package in Node.js", run: node },
     Step { name: "browser", about: "the inspector in headless Chromium", run: browser },
     Step { name: "fuzz", about: "the fuzz targets, for a moment each", run: fuzz },
@@ -110,7 +110,7 @@ pub(crate) fn install_packages(folder: &str) -> Result<()> {
 
 fn node() -> Result<()> {
     provision::program("qemu-img", "qemu-utils")?;
-    if !Path::new("pkg/dist/diskette_bg.wasm").exists() {
+    if !wasm::are_made() {
         wasm_step()?;
     }
     let mut npm = command("npm");
@@ -124,7 +124,7 @@ fn browser() -> Result<()> {
     if !provision::has("chromium") {
         provision::debian(&["chromium"])?;
     }
-    if !Path::new("pkg/dist/diskette_bg.wasm").exists() {
+    if !wasm::are_made() {
         wasm_step()?;
     }
     install_packages("www")?;

@@ -6,18 +6,51 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use wasm_bindgen_cli_support::Bindgen;
 
-use crate::process::{command, run as run_process};
+use crate::process::{command, output, run as run_process};
+use crate::provision;
 use crate::toolchain::Toolchain;
 
-/// The whole module, gzipped, may weigh this much.
-const BUDGET_BYTES: u64 = 150 << 10;
 const TARGET: &str = "wasm32-unknown-unknown";
-const FEATURES: &str = "wasm,qcow2,deflate,zstd";
 const DIST: &str = "pkg/dist";
 
-/// Builds `pkg/dist`. With `release` the module is also optimised by Binaryen, if pkg has it installed.
+/// A module of the package.
+struct Build {
+    /// What its files in `pkg/dist` are called.
+    name: &'static str,
+    features: &'static str,
+    /// It may weigh this much, gzipped.
+    budget: u64,
+}
+
+const BUILDS: [Build; 2] = [
+    Build { name: "diskette", features: "wasm,qcow2,deflate,zstd", budget: 150 << 10 },
+    Build { name: "full", features: "wasm,qcow2,luks,deflate,zstd,write,crypto", budget: 350 << 10 },
+];
+
+/// Builds `pkg/dist`. With `release` the modules are also optimised by Binaryen, if pkg has it installed.
 pub(crate) fn run(release: bool) -> Result<()> {
     let toolchain = Toolchain::for_target(TARGET)?;
+    std::fs::create_dir_all(DIST)?;
+    for build in &BUILDS {
+        make(build, toolchain, release)?;
+    }
+    // All are weighed before one that is too heavy is complained of.
+    let mut heavy = Vec::new();
+    for build in &BUILDS {
+        let packed = weigh(build)?;
+        if packed > build.budget {
+            heavy.push(format!("the module '{}' is {} bytes over its budget", build.name, packed - build.budget));
+        }
+    }
+    if heavy.is_empty() { Ok(()) } else { bail!(heavy.join("; ")) }
+}
+
+/// Whether the modules are there, however old.
+pub(crate) fn are_made() -> bool {
+    BUILDS.iter().all(|build| Path::new(&build.module()).exists())
+}
+
+fn make(build: &Build, toolchain: Toolchain, release: bool) -> Result<()> {
     let args = [
         "rustc",
         "--package",
@@ -29,15 +62,15 @@ pub(crate) fn run(release: bool) -> Result<()> {
         "wasm",
         "--no-default-features",
         "--features",
-        FEATURES,
+        build.features,
         "--target",
         TARGET,
     ];
     run_process(&mut toolchain.cargo(&args, "std,panic_abort"))?;
     let module = format!("{}/{TARGET}/wasm/diskette.wasm", toolchain.target_dir());
-    std::fs::create_dir_all(DIST)?;
     Bindgen::new()
         .input_path(&module)
+        .out_name(build.name)
         .typescript(true)
         .remove_producers_section(true)
         .remove_name_section(true)
@@ -45,24 +78,35 @@ pub(crate) fn run(release: bool) -> Result<()> {
         .web(true)?
         .generate(DIST)
         .context("wasm-bindgen failed")?;
-    let bound = format!("{DIST}/diskette_bg.wasm");
+    let bound = build.module();
     let optimiser = Path::new("pkg/node_modules/binaryen/bin/wasm-opt");
     if release && optimiser.exists() {
         let optimised = format!("{DIST}/optimised.wasm");
         run_process(command("node").arg(optimiser).args(["-O3", &bound, "-o", &optimised]))?;
         std::fs::rename(&optimised, &bound)?;
     }
-    weigh(&bound)
+    Ok(())
 }
 
-fn weigh(module: &str) -> Result<()> {
-    let bytes = std::fs::read(module).with_context(|| format!("{module} was not made"))?;
+impl Build {
+    fn module(&self) -> String {
+        format!("{DIST}/{}_bg.wasm", self.name)
+    }
+}
+
+/// Prints what the module weighs; gives its size after gzip.
+fn weigh(build: &Build) -> Result<u64> {
+    let module = build.module();
+    let bytes = std::fs::read(&module).with_context(|| format!("{module} was not made"))?;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(&bytes)?;
     let packed = encoder.finish()?.len() as u64;
-    println!("{module}: {} bytes, {packed} gzipped (at most {BUDGET_BYTES})", bytes.len());
-    if packed > BUDGET_BYTES {
-        bail!("the module is {} bytes over its budget", packed - BUDGET_BYTES);
-    }
-    Ok(())
+    let brotli = if provision::has("node") {
+        let script = "process.stdout.write(String(zlib.brotliCompressSync(fs.readFileSync(process.argv[1])).length))";
+        format!(", {} with brotli", output(command("node").args(["-e", script, &module]))?)
+    } else {
+        String::new()
+    };
+    println!("{module}: {} bytes, {packed} gzipped (at most {}){brotli}", bytes.len(), build.budget);
+    Ok(packed)
 }

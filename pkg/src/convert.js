@@ -1,0 +1,163 @@
+// Copying a disk into a new image, with constant memory.
+
+import { RangeTooLargeError, SourceError, UnsupportedError, checkedNumber, isBytes } from "./errors.js";
+
+/** A multiple of every cluster size up to it, and what is read and written at a time. */
+const PIECE_BYTES = 2 * 1024 * 1024;
+/** Zeroes are left out in units of this, or of the target's clusters. */
+const HOLE_BYTES = 64 * 1024;
+
+/** Others get their turn after so many milliseconds. */
+const TURN_MILLISECONDS = 10;
+
+/** `create` makes and opens the target. */
+export function converters(create) {
+  /** Copies an image into a new one. */
+  async function convert(image, target, options = {}) {
+    const { format = "qcow2", compressed = false, onProgress, signal } = options;
+    signal?.throwIfAborted();
+    const total = image.size;
+    const made = await create(target, { ...options, format, size: total, onOpen: undefined });
+    return finish(made, async () => {
+      refuseCompressed(made, compressed);
+      const turn = turns();
+      for await (const [at, length] of pieces(image, signal)) {
+        const bytes = await image.read(at, length, { signal });
+        await writeData(made, at, bytes, { compressed, signal });
+        onProgress?.({ done: at + length, total });
+        await turn();
+      }
+      onProgress?.({ done: total, total });
+    });
+  }
+
+  /** Fills a new image from a stream of the disk's bytes. */
+  async function fromStream(readable, target, options = {}) {
+    const { format = "qcow2", compressed = false, onProgress, signal } = options;
+    signal?.throwIfAborted();
+    const total = checkedNumber(options.size, "size");
+    const made = await create(target, { ...options, format, size: total });
+    const reader = readable.getReader();
+    return finish(made, async () => {
+      refuseCompressed(made, compressed);
+      const turn = turns();
+      let at = 0;
+      let piece = new Uint8Array(Math.min(PIECE_BYTES, total));
+      let filled = 0;
+      const store = async () => {
+        await writeData(made, at, piece.subarray(0, filled), { compressed, signal });
+        at += filled;
+        filled = 0;
+        onProgress?.({ done: at, total });
+      };
+      try {
+        for (;;) {
+          const { value, done } = await abortable(reader.read(), signal);
+          if (done) break;
+          await turn();
+          if (!isBytes(value)) throw new UnsupportedError({ kind: "unsupported", message: "a stream of a disk gives Uint8Arrays", operation: "read" });
+          for (let used = 0; used < value.length; ) {
+            if (at + filled === total) {
+              const message = `the stream goes on after the ${total} bytes that the disk has`;
+              throw new RangeTooLargeError({ kind: "too-large", message, offset: total, operation: "read" });
+            }
+            const count = Math.min(value.length - used, piece.length - filled, total - at - filled);
+            piece.set(value.subarray(used, used + count), filled);
+            used += count;
+            filled += count;
+            if (filled === piece.length) await store();
+          }
+        }
+        if (filled > 0) await store();
+        if (at !== total) {
+          throw new SourceError({ kind: "io", message: `the stream ended after ${at} of ${total} bytes`, offset: at, operation: "read" });
+        }
+      } catch (error) {
+        reader.cancel(error).catch(() => {});
+        throw error;
+      }
+    });
+  }
+
+  return { convert, fromStream };
+}
+
+/** What is answered at once lets nobody else run, not even a timer that would stop it. */
+function turns() {
+  let last = performance.now();
+  return async () => {
+    if (performance.now() - last < TURN_MILLISECONDS) return;
+    await new Promise((resolve) => setTimeout(resolve));
+    last = performance.now();
+  };
+}
+
+/** Closes the target: with what it has, or as it is when something failed. */
+async function finish(made, work) {
+  try {
+    await work();
+  } catch (error) {
+    await made.abandon().catch(() => {});
+    throw error;
+  }
+  await made.close();
+}
+
+function refuseCompressed(made, compressed) {
+  if (!compressed || made.info().format === "qcow2") return;
+  throw new UnsupportedError({ kind: "unsupported", message: `the format '${made.info().format}' has no compressed clusters`, operation: "convert" });
+}
+
+/** Offsets and lengths of what is not all zeroes by the map, in order. */
+async function* pieces(image, signal) {
+  let from = 0;
+  for await (const { columns } of image.mapPages({ signal })) {
+    for (let at = 0; at < columns.length; at += 6) {
+      const [start, length, , flags] = columns.subarray(at, at + 4);
+      const end = start + length;
+      // Zeroes; and what no image of the chain holds.
+      if ((flags & 2) !== 0 && (flags & 4) === 0) continue;
+      while (from < end) {
+        const first = Math.max(from, Math.floor(start / PIECE_BYTES) * PIECE_BYTES);
+        if (first >= end) break;
+        const next = Math.min(image.size, (Math.floor(first / PIECE_BYTES) + 1) * PIECE_BYTES);
+        yield [first, next - first];
+        from = next;
+      }
+    }
+  }
+}
+
+/** Writes what is not zero; the target is new, so the rest is zero already. */
+async function writeData(made, at, bytes, options) {
+  const unit = Math.max(HOLE_BYTES, made.info().clusterSize ?? 0);
+  let start = -1;
+  for (let offset = 0; offset < bytes.length; offset += unit) {
+    if (!isZero(bytes, offset, Math.min(offset + unit, bytes.length))) {
+      if (start < 0) start = offset;
+    } else if (start >= 0) {
+      await made.write(at + start, bytes.subarray(start, offset), options);
+      start = -1;
+    }
+  }
+  if (start >= 0) await made.write(at + start, bytes.subarray(start), options);
+}
+
+function isZero(bytes, start, end) {
+  const place = bytes.byteOffset + start;
+  if (place % 4 !== 0 || (end - start) % 4 !== 0) return !bytes.subarray(start, end).some((byte) => byte !== 0);
+  const words = new Uint32Array(bytes.buffer, place, (end - start) / 4);
+  for (let index = 0; index < words.length; index++) if (words[index] !== 0) return false;
+  return true;
+}
+
+/** A promise, or the reason of the signal if that comes first. */
+function abortable(promise, signal) {
+  if (!signal) return promise;
+  signal.throwIfAborted();
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    signal.addEventListener("abort", abort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
+}

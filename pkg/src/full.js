@@ -1,0 +1,35 @@
+// What the entries for reading and writing have in common.
+
+import { converters } from "./convert.js";
+import { createImage } from "./create.js";
+import { toSource } from "./sources.js";
+import { toTarget } from "./targets.js";
+import { WritableImage } from "./writable.js";
+
+/** `load` gets the module ready; `openPath` opens paths. */
+export function full(Session, load, openPath) {
+  const make = (options) => (input, writable) =>
+    writable ? toTarget(input, {}, openPath) : toSource(input, options, openPath);
+
+  /** Opens an image, with `writable` for changing. */
+  async function open(input, options = {}) {
+    options.signal?.throwIfAborted();
+    await load();
+    const source = make(options);
+    return WritableImage.open(Session, await source(input, options.writable), options, source);
+  }
+
+  /** Makes an image in a target and opens it for writing. */
+  async function create(target, options = {}) {
+    options.signal?.throwIfAborted();
+    await load();
+    const file = await toTarget(target, { create: true }, openPath);
+    await createImage(Session, file, options);
+    const { format = "qcow2", passphrase, budgets } = options;
+    // What a new image is based on is opened by whoever opens it again.
+    const based = options.backingFile ? { onOpen: options.onOpen } : {};
+    return WritableImage.open(Session, file, { format, passphrase, budgets, writable: true, ...based }, make(options));
+  }
+
+  return { open, create, ...converters(create) };
+}

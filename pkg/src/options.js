@@ -1,0 +1,46 @@
+// Options that the entries share.
+
+import { UnsupportedError, checkedNumber } from "./errors.js";
+
+/** The entry that only reads says so, rather than open what was to be changed. */
+export function refuseWriting({ writable }) {
+  if (!writable) return;
+  throw new UnsupportedError({ kind: "unsupported", message: "this entry only reads: import diskette/full to open an image for writing" });
+}
+
+/** Browsers have no paths. */
+export function noPaths(path) {
+  const message = `'${path}' is not an http(s) address; a browser opens Files, handles and addresses, not paths`;
+  throw new UnsupportedError({ kind: "unsupported", message, path: String(path) });
+}
+
+/** What a new image may be told, by our names and QEMU's. */
+const CREATE_OPTIONS = {
+  backingFile: "backing_file",
+  backingFormat: "backing_fmt",
+  clusterSize: "cluster_size",
+  compat: "compat",
+  compressionType: "compression_type",
+  encryption: "encrypt.format",
+  extendedL2: "extended_l2",
+  iterationMilliseconds: "encrypt.iter-time",
+  lazyRefcounts: "lazy_refcounts",
+  preallocation: "preallocation",
+  refcountBits: "refcount_bits",
+};
+/** Those that are not for the format. */
+const OUR_OPTIONS = ["format", "size", "passphrase", "signal", "compressed", "onProgress", "onOpen", "budgets", "headers", "fetch"];
+
+/** Names and values in turn, as the core takes them. */
+export function createOptions(options) {
+  const pairs = [];
+  for (const [name, value] of Object.entries(options)) {
+    if (value === undefined || OUR_OPTIONS.includes(name)) continue;
+    let known = CREATE_OPTIONS[name];
+    if (!known) throw new UnsupportedError({ kind: "invalid", message: `a new image has no option '${name}'`, operation: "create" });
+    if (options.format === "luks") known = known.replace("encrypt.", "");
+    const text = typeof value === "boolean" ? (value ? "on" : "off") : typeof value === "string" ? value : checkedNumber(value, name);
+    pairs.push(known, String(text));
+  }
+  return pairs;
+}

@@ -1,0 +1,88 @@
+// What runs in a worker: the package, called by messages.
+
+import { fromCore } from "./errors.js";
+import { packError } from "./worker.js";
+
+const isBrowser = typeof globalThis.postMessage === "function" && typeof globalThis.WorkerGlobalScope === "function";
+const ready = isBrowser ? import("./full-web.js") : import("./full-node.js");
+
+const images = new Map();
+const running = new Map();
+const calls = new Map();
+let next = 0;
+let post;
+
+/** Asks the page's side something, on behalf of request `id`. */
+function callBack(id, name, ...args) {
+  return new Promise((resolve, reject) => {
+    const call = ++next;
+    calls.set(call, { resolve, reject });
+    post({ id, call, name, args });
+  });
+}
+
+async function perform(id, verb, [first, ...args], signal) {
+  const { open, create, convert } = await ready;
+  if (verb === "open" || verb === "create") {
+    const [options, asks] = args;
+    const onOpen = asks ? (reference) => callBack(id, "onOpen", reference) : undefined;
+    const made = await (verb === "open" ? open : create)(first, { ...options, onOpen, signal });
+    const image = ++next;
+    images.set(image, made);
+    return { image, size: made.size, writable: made.writable };
+  }
+  const image = images.get(first);
+  switch (verb) {
+    case "close":
+      images.delete(first);
+      return image?.close();
+    case "files":
+      return image.files;
+    case "map":
+    case "check":
+      return image[verb]({ ...args[0], signal });
+    case "read":
+      return image.read(args[0], args[1], { signal });
+    case "resize":
+      await image.resize(...args);
+      return image.size;
+    case "snapshots.apply":
+      await image.snapshots.apply(...args);
+      return image.size;
+    case "convert":
+      return convert(image, args[0], { ...args[1], signal, onProgress: (progress) => void callBack(id, "onProgress", progress).catch(() => {}) });
+    default: {
+      const [scope, name] = verb.split(".");
+      return name ? image.snapshots[name](...args) : image[scope](...args);
+    }
+  }
+}
+
+async function receive({ id, verb, args, abort, call, value, error }) {
+  if (abort !== undefined) return running.get(abort)?.abort();
+  if (call !== undefined) {
+    const waiting = calls.get(call);
+    calls.delete(call);
+    return error ? waiting?.reject(error.kind ? fromCore(error) : new Error(error.message)) : waiting?.resolve(value);
+  }
+  const stop = new AbortController();
+  running.set(id, stop);
+  try {
+    const value = await perform(id, verb, args, stop.signal);
+    // Bytes that were read belong to nobody else.
+    post({ id, value }, verb === "read" ? [value.buffer] : []);
+  } catch (error) {
+    post({ id, error: packError(error) });
+  } finally {
+    running.delete(id);
+  }
+}
+
+if (isBrowser) {
+  post = (message, transfer) => globalThis.postMessage(message, transfer);
+  globalThis.onmessage = ({ data }) => receive(data);
+} else {
+  const { parentPort } = await import("node:worker_threads");
+  post = (message, transfer) => parentPort.postMessage(message, transfer);
+  parentPort.on("message", receive);
+}

@@ -1,0 +1,307 @@
+// The same interface, run by a pool of workers: calls are messages, bytes are transferred.
+
+import { DisketteError, SourceError, UnsupportedError, closed, fromCore, textOf } from "./errors.js";
+
+const STREAM_CHUNK_BYTES = 1024 * 1024;
+
+/** What a worker sends of an error. */
+export function packError(error) {
+  if (!(error instanceof DisketteError)) return { name: String(error?.name ?? "Error"), message: textOf(error) };
+  const { kind, message, path, offset, operation } = error;
+  return { kind, message, path, offset, operation };
+}
+
+function unpackError(value) {
+  if (value.kind !== undefined) return fromCore(value);
+  return Object.assign(new Error(value.message), { name: value.name });
+}
+
+/** An address is handed over as text. */
+const postable = (input) => (input instanceof URL ? String(input) : input);
+
+async function startWorker() {
+  const address = new URL("./worker-main.js", import.meta.url);
+  if (typeof globalThis.Worker === "function") {
+    const worker = new Worker(new URL("./worker-main.js", import.meta.url), { type: "module" });
+    return {
+      post: (message, transfer) => worker.postMessage(message, transfer),
+      listen(message, gone) {
+        worker.onmessage = ({ data }) => message(data);
+        worker.onerror = (event) => gone(event.message ?? "it failed");
+      },
+      rest() {},
+      stop: () => worker.terminate(),
+    };
+  }
+  const { Worker: Thread } = await import("node:worker_threads");
+  const thread = new Thread(address);
+  return {
+    post: (message, transfer) => thread.postMessage(message, transfer),
+    listen(message, gone) {
+      thread.on("message", message);
+      thread.on("error", (error) => gone(textOf(error)));
+      thread.on("exit", () => gone("it ended"));
+    },
+    // Nothing to wait for keeps no process alive.
+    rest: (idle) => (idle ? thread.unref() : thread.ref()),
+    stop: () => thread.terminate(),
+  };
+}
+
+/** One worker and what it was asked. */
+class Hand {
+  #port;
+  #waiting = new Map();
+  #next = 0;
+  #gone = null;
+  #callbacks = new Map();
+  images = 0;
+
+  static async start() {
+    const hand = new Hand();
+    hand.#port = await startWorker();
+    hand.#port.listen((message) => hand.#receive(message), (reason) => hand.#end(reason));
+    hand.#port.rest(true);
+    return hand;
+  }
+
+  get alive() {
+    return this.#gone === null;
+  }
+
+  /** Asks for something; `callbacks` are what the worker may ask back. */
+  ask(verb, args, { signal, callbacks = {}, transfer = [] } = {}) {
+    return new Promise((resolve, reject) => {
+      signal?.throwIfAborted();
+      if (this.#gone) throw this.#gone;
+      const id = ++this.#next;
+      const abort = () => this.#port.post({ abort: id });
+      const settle = (outcome) => (value) => {
+        signal?.removeEventListener("abort", abort);
+        this.#waiting.delete(id);
+        this.#callbacks.delete(id);
+        if (this.#waiting.size === 0) this.#port.rest(true);
+        outcome(value);
+      };
+      const refuse = (error) => reject(signal?.aborted ? signal.reason : error);
+      this.#waiting.set(id, { resolve: settle(resolve), reject: settle(refuse) });
+      this.#callbacks.set(id, callbacks);
+      this.#port.rest(false);
+      try {
+        this.#port.post({ id, verb, args }, transfer);
+      } catch (cause) {
+        const message = `this cannot be handed to a worker: ${textOf(cause)}; give a path, address, File, FileSystemFileHandle or bytes`;
+        this.#waiting.get(id).reject(new UnsupportedError({ kind: "unsupported", message, operation: verb }, { cause }));
+        return;
+      }
+      signal?.addEventListener("abort", abort, { once: true });
+    });
+  }
+
+  stop() {
+    this.#end("it was stopped");
+    return this.#port.stop();
+  }
+
+  #receive({ id, value, error, call, name, args }) {
+    if (call !== undefined) {
+      const answer = async () => this.#callbacks.get(id)?.[name]?.(...args);
+      answer().then(
+        (value) => this.#port.post({ call, value: value ?? null }),
+        (error) => this.#port.post({ call, error: packError(error) }),
+      ).catch((error) => this.#port.post({ call, error: packError(error) }));
+      return;
+    }
+    const waiting = this.#waiting.get(id);
+    if (error) waiting?.reject(unpackError(error));
+    else waiting?.resolve(value);
+  }
+
+  #end(reason) {
+    this.#gone ??= new SourceError({ kind: "io", message: `the worker is gone: ${reason}; open the image again`, operation: "worker" });
+    for (const { reject } of [...this.#waiting.values()]) reject(this.#gone);
+  }
+}
+
+/** Workers that share the images that are opened. */
+export class Pool {
+  #size;
+  #hands = [];
+  #stopped = false;
+
+  constructor({ size = Math.min(4, globalThis.navigator?.hardwareConcurrency ?? 2) } = {}) {
+    this.#size = size;
+  }
+
+  /** Opens an image in the worker that has the fewest. */
+  open(input, options = {}) {
+    return this.#start("open", input, options);
+  }
+
+  /** Makes an image and opens it for writing. */
+  create(target, options = {}) {
+    return this.#start("create", target, options);
+  }
+
+  /** Ends all workers, with whatever they are doing. */
+  async close() {
+    this.#stopped = true;
+    const hands = await Promise.all(this.#hands.splice(0));
+    await Promise.all(hands.map((hand) => hand.stop()));
+  }
+
+  async [Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose")]() {
+    await this.close();
+  }
+
+  async #start(verb, input, { onOpen, signal, ...options }) {
+    if (this.#stopped) throw closed();
+    const hand = await this.#freest();
+    const callbacks = { onOpen: onOpen && (async (reference) => postable(await onOpen(reference))) };
+    hand.images++;
+    try {
+      // What an image names is asked for while it is opened, and only then.
+      const about = await hand.ask(verb, [postable(input), options, Boolean(onOpen)], { signal, callbacks });
+      return new WorkerImage(hand, about);
+    } catch (error) {
+      hand.images--;
+      throw error;
+    }
+  }
+
+  async #freest() {
+    const hands = await Promise.all(this.#hands);
+    const alive = hands.filter((hand) => hand.alive);
+    if (alive.length < hands.length) this.#hands = alive.map((hand) => Promise.resolve(hand));
+    const freest = alive.sort((a, b) => a.images - b.images)[0];
+    if (freest && (freest.images === 0 || this.#hands.length >= this.#size)) return freest;
+    const started = Hand.start();
+    this.#hands.push(started);
+    return started;
+  }
+}
+
+/** An image that a worker has open. What the other `Image` answers at once, this one promises. */
+export class WorkerImage {
+  #hand;
+  #image;
+  #size;
+  #closing;
+  writable;
+
+  constructor(hand, { image, size, writable }) {
+    this.#hand = hand;
+    this.#image = image;
+    this.#size = size;
+    this.writable = writable;
+  }
+
+  get size() {
+    return this.#size;
+  }
+
+  info() {
+    return this.#ask("info", []);
+  }
+
+  files() {
+    return this.#ask("files", []);
+  }
+
+  map({ signal, ...range } = {}) {
+    return this.#ask("map", [range], { signal });
+  }
+
+  check({ signal, ...options } = {}) {
+    return this.#ask("check", [options], { signal });
+  }
+
+  read(offset, length, { signal } = {}) {
+    return this.#ask("read", [offset, length], { signal });
+  }
+
+  async readInto(offset, into, { signal } = {}) {
+    into.set(await this.#ask("read", [offset, into.length], { signal }));
+    return into;
+  }
+
+  readFile(offset, length, options) {
+    return this.#ask("readFile", [offset, length, options]);
+  }
+
+  stream({ offset = 0, length = this.#size - Number(offset), signal } = {}) {
+    let at = Number(offset);
+    const end = at + Number(length);
+    const pull = async (controller) => {
+      if (at >= end) return controller.close();
+      const count = Math.min(STREAM_CHUNK_BYTES, end - at);
+      controller.enqueue(await this.read(at, count, { signal }));
+      at += count;
+    };
+    return new ReadableStream({ pull }, { highWaterMark: 1 });
+  }
+
+  write(offset, bytes, options) {
+    return this.#ask("write", [offset, bytes, options]);
+  }
+
+  zero(offset, length, options) {
+    return this.#ask("zero", [offset, length, options]);
+  }
+
+  discard(offset, length) {
+    return this.#ask("discard", [offset, length]);
+  }
+
+  flush() {
+    return this.#ask("flush", []);
+  }
+
+  async resize(size, options) {
+    this.#size = await this.#ask("resize", [size, options]);
+  }
+
+  get snapshots() {
+    const ask = (verb) => (...args) => this.#ask(`snapshots.${verb}`, args);
+    const apply = async (name) => {
+      this.#size = await this.#ask("snapshots.apply", [name]);
+    };
+    return { list: ask("list"), create: ask("create"), apply, delete: ask("delete") };
+  }
+
+  /** Copies the disk into a new image, within the worker. */
+  convert(target, { signal, onProgress, ...options } = {}) {
+    const callbacks = { onProgress };
+    return this.#ask("convert", [postable(target), options], { signal, callbacks });
+  }
+
+  close() {
+    this.#closing ??= this.#hand.ask("close", [this.#image]).finally(() => this.#hand.images--);
+    return this.#closing;
+  }
+
+  async [Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose")]() {
+    await this.close();
+  }
+
+  #ask(verb, args, options) {
+    if (this.#closing) return Promise.reject(closed());
+    return this.#hand.ask(verb, [this.#image, ...args], options);
+  }
+}
+
+let pool;
+
+/** Opens an image in a worker of a common pool. */
+export function open(input, options) {
+  pool ??= new Pool();
+  return pool.open(input, options);
+}
+
+/** Makes an image in a worker of a common pool. */
+export function create(target, options) {
+  pool ??= new Pool();
+  return pool.create(target, options);
+}
+
+export * from "./error-classes.js";

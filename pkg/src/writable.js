@@ -1,0 +1,157 @@
+// An image that may be open for writing.
+
+import { RangeTooLargeError, ReadOnlyError, UnsupportedError, checkedNumber, closed, isBytes, typed } from "./errors.js";
+import { Image } from "./image.js";
+
+/** Writes are cut at multiples of this. */
+const PIECE_BYTES = 4 * 1024 * 1024;
+const REPAIRS = [undefined, "leaks", "all"];
+
+/** An open image that can be changed, if it was opened so. */
+export class WritableImage extends Image {
+  #pump;
+  #options;
+  #changes = new Set();
+  #closing;
+
+  constructor(pump, options) {
+    super(pump);
+    this.#pump = pump;
+    this.#options = options;
+  }
+
+  static begin(session, name, size, { format, onOpen, passphrase, writable, structureOnly }) {
+    const structure = structureOnly ?? (!onOpen && !writable && passphrase === undefined);
+    return session.openAs(name, size, format, Boolean(structure), Boolean(onOpen), Boolean(writable), passphrase);
+  }
+
+  /** Whether the image was opened for writing. */
+  get writable() {
+    return Boolean(this.#options.writable);
+  }
+
+  /** Internal snapshots. */
+  get snapshots() {
+    const change = (verb, name, date = 0) => this.#change((session) => session.snapshot(verb, text(name), date));
+    return {
+      list: () => this.info().snapshots,
+      create: (name, { date = new Date() } = {}) => change("create", name, date.getTime() / 1000),
+      apply: (nameOrId) => change("apply", nameOrId).then(() => this.measure()),
+      delete: (name) => change("delete", name),
+    };
+  }
+
+  /** Writes bytes; `compressed` stores whole clusters compressed. */
+  async write(offset, bytes, { signal, compressed = false } = {}) {
+    if (!isBytes(bytes)) throw new UnsupportedError({ kind: "unsupported", message: "write takes a Uint8Array and nothing else", operation: "write" });
+    const at = this.#within(offset, bytes.length, "write");
+    for (let done = 0; done < bytes.length || done === 0; ) {
+      signal?.throwIfAborted();
+      const next = Math.min(bytes.length, (Math.floor((at + done) / PIECE_BYTES) + 1) * PIECE_BYTES - at);
+      await this.#change((session) => session.write(at + done, bytes.subarray(done, next), compressed));
+      if (next === bytes.length) break;
+      done = next;
+    }
+  }
+
+  /** Makes a range read as zeroes; its space may be given back. */
+  async zero(offset, length, { unmap = true } = {}) {
+    const len = checkedNumber(length, "length");
+    const at = this.#within(offset, len, "zero");
+    await this.#change((session) => session.writeZeroes(at, len, unmap));
+  }
+
+  /** Says that a range is not needed any more; what it reads as from then on is up to the format. */
+  async discard(offset, length) {
+    const len = checkedNumber(length, "length");
+    const at = this.#within(offset, len, "discard");
+    await this.#change((session) => session.discard(at, len));
+  }
+
+  /** Everything written before is where a power cut does not reach it. */
+  async flush() {
+    await this.#change((session) => session.flush());
+    for (const source of this.#pump.files) await typed(() => source.commit?.(), source.name, "could not be written");
+  }
+
+  /** Changes the size of the disk; `shrink` allows it to lose its end. */
+  async resize(size, { shrink = false } = {}) {
+    const length = checkedNumber(size, "size");
+    if (length < this.size && !shrink) {
+      const message = `the disk would lose everything behind ${length} bytes; resize(size, { shrink: true }) allows that`;
+      throw new RangeTooLargeError({ kind: "invalid", message, operation: "resize" });
+    }
+    await this.#change((session) => session.resize(length));
+    this.measure();
+  }
+
+  /** Checks the metadata; `repair` puts right `"leaks"` or `"all"`. */
+  async check({ signal, repair } = {}) {
+    if (!REPAIRS.includes(repair)) {
+      throw new UnsupportedError({ kind: "invalid", message: `repair is "leaks" or "all", not ${String(repair)}`, operation: "check" });
+    }
+    if (repair === undefined) return super.check({ signal });
+    signal?.throwIfAborted();
+    return this.#change((session) => session.repair(repair === "all"));
+  }
+
+  /** Waits for changes, writes everything back, and closes what was opened. */
+  close() {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  /** Closes what was opened without writing back: what was not flushed is lost, and may be left as leaks. */
+  abandon() {
+    this.#closing ??= this.#drop();
+    return this.#closing;
+  }
+
+  async #close() {
+    await Promise.allSettled(this.#changes);
+    try {
+      if (this.writable) await this.#pump.run((session) => session.closeImage());
+    } catch (error) {
+      await this.#drop().catch(() => {});
+      throw error;
+    }
+    await super.close();
+  }
+
+  async #drop() {
+    await Promise.allSettled(this.#changes);
+    for (const source of this.#pump.files) {
+      await source.abort?.().catch(() => {});
+      if (source.abort) source.close = undefined;
+    }
+    await super.close();
+  }
+
+  /** A change runs to its end, and a close waits for it. */
+  async #change(start) {
+    if (this.#closing) throw closed();
+    if (!this.writable) {
+      const message = "the image was opened read-only; open(input, { writable: true }) opens it for writing";
+      throw new ReadOnlyError({ kind: "read-only", message, path: this.files[0]?.name ?? null });
+    }
+    const change = this.#pump.run(start);
+    this.#changes.add(change);
+    try {
+      return await change;
+    } finally {
+      this.#changes.delete(change);
+    }
+  }
+
+  #within(offset, length, operation) {
+    const at = checkedNumber(offset, "offset");
+    if (at + length <= this.size) return at;
+    const message = `${length} bytes at offset ${at} reach beyond the end: the size of the disk is ${this.size} bytes`;
+    throw new RangeTooLargeError({ kind: "too-large", message, offset: at, operation });
+  }
+}
+
+function text(name) {
+  if (typeof name === "string" && name !== "") return name;
+  throw new UnsupportedError({ kind: "invalid", message: `a snapshot is named by a text, not by ${String(name)}`, operation: "snapshot" });
+}

@@ -1,0 +1,288 @@
+// Images that are made, changed and copied here are what qemu-img takes them for.
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { open as openHandle } from "node:fs/promises";
+import { before, test } from "node:test";
+import { Readable } from "node:stream";
+
+import { open as openOnlyReading } from "../src/node.js";
+import { ClosedError, Memory, RangeTooLargeError, ReadOnlyError, ReferenceDeniedError, UnsupportedError, convert, create, fromStream, open } from "../src/full-node.js";
+import { CORPUS, assertFindings, findings, makeCorpus } from "./corpus.mjs";
+import { path, pattern, qemuImg, qemuIo } from "./support.mjs";
+import { pickedHandle, syncHandle } from "./targets.mjs";
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+
+const clean = (name) => execFileSync("qemu-img", ["check", "-q", path(name)]);
+const same = (name, other, format = "raw") => qemuImg("compare", "-q", "-F", format, path(name), path(other));
+const inRaw = (name, bytes) => writeFileSync(path(name), bytes);
+
+before(makeCorpus);
+
+test("every image of the table is what it should be with everything built in", async () => {
+  for (const entry of CORPUS) {
+    const image = await open(path(entry.open), { onOpen: ({ name }) => path(name) });
+    const found = await findings(image, entry);
+    // Without a key, encrypted images are refused alike.
+    assertFindings(entry, found, "full");
+    await image.close();
+  }
+});
+
+test("an image that is made and written is what it should be, by every option", async () => {
+  const variants = [
+    {}, { clusterSize: 512 }, { clusterSize: 2 * MIB }, { compat: "0.10" }, { lazyRefcounts: true }, { refcountBits: 64 },
+    { extendedL2: true }, { compressionType: "zstd" }, { preallocation: "metadata" }, { format: "raw" },
+  ];
+  for (const [index, options] of variants.entries()) {
+    const name = `made-${index}`;
+    const model = new Uint8Array(8 * MIB);
+    const image = await create(path(name), { size: model.length, ...options });
+    const put = async (at, bytes) => {
+      model.set(bytes, at);
+      await image.write(at, bytes);
+    };
+    await put(0, pattern(70_000));
+    await put(5_000_001, pattern(2_000_000));
+    await image.zero(5_500_000, 900_000);
+    model.fill(0, 5_500_000, 6_400_000);
+    await put(6_000_000, new Uint8Array(10).fill(9));
+    await image.flush();
+    assert.deepEqual(await image.read(0, model.length), model);
+    await image.close();
+    inRaw("model.raw", model);
+    if (options.format !== "raw") clean(name);
+    qemuImg("compare", "-q", "-f", options.format ?? "qcow2", "-F", "raw", path(name), path("model.raw"));
+  }
+});
+
+test("an image of qemu-img is changed, by whatever it is given as", async () => {
+  const targets = {
+    path: (file) => ({ input: file }),
+    handle: async (file) => {
+      const handle = await openHandle(file, "r+");
+      return { input: handle, after: () => handle.close() };
+    },
+    memory: (file) => {
+      const memory = new Memory(new Uint8Array(readFileSync(file)));
+      return { input: memory, after: () => writeFileSync(file, memory.bytes) };
+    },
+    object: (file) => {
+      const memory = new Memory(new Uint8Array(readFileSync(file)));
+      const [read, write, resize] = ["read", "write", "resize"].map((verb) => async (...args) => memory[verb](...args));
+      return { input: { size: memory.size, read, write, resize }, after: () => writeFileSync(file, memory.bytes) };
+    },
+    opfs: (file) => {
+      const memory = new Memory(new Uint8Array(readFileSync(file)));
+      return { input: syncHandle(memory), after: () => writeFileSync(file, memory.bytes) };
+    },
+    picked: (file) => {
+      const handle = pickedHandle(new Uint8Array(readFileSync(file)));
+      return { input: handle, after: () => writeFileSync(file, handle.bytes) };
+    },
+  };
+  for (const [how, target] of Object.entries(targets)) {
+    qemuImg("convert", "-O", "qcow2", path("source.raw"), path("changed"));
+    const model = new Uint8Array(readFileSync(path("source.raw")));
+    const size = Math.ceil(model.length / 512) * 512 + 4 * MIB;
+    const grown = new Uint8Array(size);
+    grown.set(model);
+    const { input, after } = await target(path("changed"));
+    const image = await open(input, { writable: true });
+    await image.resize(size);
+    assert.equal(image.size, size);
+    for (const [at, length] of [[1000, 100_000], [size - 700_000, 700_000], [2_900_000, 10]]) {
+      const bytes = new Uint8Array(length).fill(at % 251 || 1);
+      await image.write(at, bytes);
+      grown.set(bytes, at);
+    }
+    await image.discard(0, 64 * KIB);
+    grown.fill(0, 0, 64 * KIB);
+    assert.deepEqual(await image.read(0, size), grown, how);
+    await image.close();
+    await after?.();
+    inRaw("grown.raw", grown);
+    clean("changed");
+    same("changed", "grown.raw");
+  }
+});
+
+test("snapshots are made, applied and deleted", async () => {
+  qemuImg("convert", "-O", "qcow2", path("source.raw"), path("snap"));
+  const image = await open(path("snap"), { writable: true });
+  const old = await image.read(0, image.size);
+  await image.snapshots.create("before", { date: new Date(1_700_000_000_500) });
+  await image.write(100, new Uint8Array(500_000).fill(7));
+  await image.snapshots.create("after");
+  assert.deepEqual(image.snapshots.list().map(({ name }) => name), ["before", "after"]);
+  assert.equal(image.snapshots.list()[0].dateSeconds, 1_700_000_000);
+  await image.snapshots.apply("before");
+  assert.deepEqual(await image.read(0, image.size), old);
+  await image.snapshots.delete("after");
+  await assert.rejects(image.snapshots.delete("none"), /snapshot not found/);
+  await assert.rejects(image.snapshots.create(""), { kind: "invalid" });
+  await image.close();
+  clean("snap");
+  assert.match(qemuImg("snapshot", "-l", path("snap")), /before/);
+});
+
+test("the disk shrinks only when that is meant", async () => {
+  qemuImg("convert", "-O", "qcow2", path("source.raw"), path("less"));
+  const image = await open(path("less"), { writable: true });
+  await assert.rejects(image.resize(MIB), (error) => error instanceof RangeTooLargeError && /shrink: true/.test(error.message));
+  await image.resize(MIB, { shrink: true });
+  assert.equal(image.size, MIB);
+  await image.close();
+  clean("less");
+});
+
+test("leaks and corruptions are repaired", async () => {
+  qemuImg("convert", "-O", "qcow2", path("source.raw"), path("leaky"));
+  const file = readFileSync(path("leaky"));
+  const end = Math.ceil(file.length / 65536);
+  const bytes = Buffer.concat([file], (end + 1) * 65536);
+  const table = Number(bytes.readBigUInt64BE(48));
+  const block = Number(bytes.readBigUInt64BE(table));
+  bytes.writeUInt16BE(1, block + 2 * end);
+  writeFileSync(path("leaky"), bytes);
+  const image = await open(path("leaky"), { writable: true });
+  assert.equal((await image.check()).leaks, 1);
+  const report = await image.check({ repair: "leaks" });
+  assert.deepEqual([report.leaks, report.leaksFixed], [0, 1]);
+  await image.close();
+  clean("leaky");
+  bytes.writeUInt16BE(0, block);
+  writeFileSync(path("broken"), bytes);
+  const broken = await open(path("broken"), { writable: true, structureOnly: true });
+  assert.ok((await broken.check({ repair: "all" })).corruptionsFixed > 0);
+  await assert.rejects(broken.check({ repair: "some" }), { kind: "invalid" });
+  await broken.close();
+  clean("broken");
+});
+
+test("what cannot be written is refused, and says what can", async () => {
+  const cases = [
+    ["https://example.org/a.qcow2", /only read/], [new Blob(["x"]), /never changes/], [new Uint8Array(512), /new Memory/],
+    [{ size: 5, read() {} }, /cannot be written/], [5, /cannot be written/],
+  ];
+  for (const [input, text] of cases) {
+    await assert.rejects(open(input, { writable: true }), (error) => error instanceof ReadOnlyError && error.code === "DISKETTE_READ_ONLY" && text.test(error.message));
+  }
+  await assert.rejects(openOnlyReading(path("plain.qcow2"), { writable: true }), (error) => error instanceof UnsupportedError && /diskette\/full/.test(error.message));
+  const image = await open(path("plain.qcow2"));
+  await assert.rejects(image.write(0, new Uint8Array(1)), (error) => error instanceof ReadOnlyError && /writable: true/.test(error.message));
+  await image.close();
+  const writable = await create(new Memory(), { size: MIB });
+  await assert.rejects(writable.write(MIB - 1, new Uint8Array(2)), RangeTooLargeError);
+  await assert.rejects(writable.write(0, "text"), UnsupportedError);
+  for (const bad of [-1, 2 ** 53, 2n ** 63n]) await assert.rejects(writable.zero(bad, 1), RangeTooLargeError);
+  for (const bad of [2 ** 53, 2n ** 63n, 2 ** 52]) await assert.rejects(writable.resize(bad), (error) => error.kind === "too-large" || error.kind === "invalid", String(bad));
+  await writable.close();
+  await assert.rejects(writable.write(0, new Uint8Array(1)), ClosedError);
+  await assert.rejects(create(new Memory(), { size: 2 ** 53 }), RangeTooLargeError);
+  await assert.rejects(create(new Memory(), { size: MIB, colour: "red" }), /no option 'colour'/);
+  await assert.rejects(create(new Memory(), { size: MIB, format: "vmdk" }), UnsupportedError);
+});
+
+test("options that do not go together leave a file as it is", async () => {
+  inRaw("kept", "what was here");
+  await assert.rejects(create(path("kept"), { size: MIB, clusterSize: 1000 }), /Cluster size/);
+  assert.equal(readFileSync(path("kept"), "utf8"), "what was here");
+});
+
+test("backing files are opened for an overlay that is written, when onOpen allows it", async () => {
+  const overlay = await create(path("overlay"), { size: 8 * MIB, backingFile: "plain.qcow2", backingFormat: "qcow2", onOpen: ({ name }) => path(name) });
+  await overlay.write(100_000, new Uint8Array(10).fill(3));
+  await overlay.close();
+  clean("overlay");
+  const before = readFileSync(path("plain.qcow2"));
+  await assert.rejects(open(path("overlay"), { writable: true }), ReferenceDeniedError);
+  const again = await open(path("overlay"), { writable: true, onOpen: ({ name }) => path(name) });
+  assert.equal((await again.read(100_005, 1))[0], 3);
+  await again.close();
+  assert.deepEqual(readFileSync(path("plain.qcow2")), before);
+});
+
+test("encrypted images are made and opened with a passphrase", async () => {
+  for (const [name, options] of [["secret.luks", { format: "luks" }], ["secret.qcow2", { encryption: "luks" }]]) {
+    const size = 4 * MIB;
+    const image = await create(path(name), { size, passphrase: "hunter2", iterationMilliseconds: 10, ...options });
+    await image.write(5000, pattern(300_000));
+    await image.close();
+    assert.throws(() => assert.ok(readFileSync(path(name)).includes(pattern(300_000).subarray(0, 512))));
+    const locked = await open(path(name));
+    await assert.rejects(locked.read(0, 512), ReferenceDeniedError);
+    await locked.close();
+    await assert.rejects(open(path(name), { passphrase: "wrong" }), /[Ii]nvalid password/);
+    const opened = await open(path(name), { passphrase: "hunter2" });
+    assert.deepEqual(await opened.read(5000, 300_000), pattern(300_000));
+    await convert(opened, path("plaintext.raw"), { format: "raw" });
+    await opened.close();
+    const key = name.endsWith("luks") ? "driver=luks,key-secret=s" : "driver=qcow2,encrypt.key-secret=s";
+    qemuImg("compare", "-q", "--object", "secret,id=s,data=hunter2", "--image-opts", `${key},file.filename=${path(name)}`, `driver=raw,file.filename=${path("plaintext.raw")}`);
+  }
+});
+
+test("a disk is copied into every format, and says how far it is", async () => {
+  for (const from of ["plain.qcow2", "zlib.qcow2", "c512.qcow2", "source.raw"]) {
+    for (const options of [{ format: "raw" }, { format: "qcow2" }, { compressed: true }, { clusterSize: 512 }]) {
+      const image = await open(path(from));
+      const seen = [];
+      await convert(image, path("copy"), { ...options, onProgress: ({ done, total }) => seen.push([done, total]) });
+      assert.deepEqual(seen.at(-1), [image.size, image.size]);
+      assert.ok(seen.every(([done], index) => index === 0 || done >= seen[index - 1][0]));
+      await image.close();
+      if (options.format !== "raw") clean("copy");
+      qemuImg("compare", "-q", path("copy"), path(from));
+    }
+  }
+  assert.ok(statSync(path("copy")).size < 4 * MIB);
+});
+
+test("a disk is filled from streams of the web and of Node.js", async () => {
+  const source = readFileSync(path("source.raw"));
+  const size = Math.ceil(source.length / 512) * 512;
+  const padded = Buffer.concat([source, Buffer.alloc(size - source.length)]);
+  const streams = { web: () => new Blob([padded]).stream(), node: () => Readable.toWeb(Readable.from([padded.subarray(0, 7), padded.subarray(7)])) };
+  for (const [how, stream] of Object.entries(streams)) {
+    await fromStream(stream(), path("streamed"), { format: "qcow2", size, compressed: how === "web" });
+    clean("streamed");
+    same("streamed", "source.raw");
+  }
+  const image = await open(path("streamed"));
+  const chunks = await Readable.fromWeb(image.stream()).toArray();
+  assert.deepEqual(Buffer.concat(chunks), padded);
+  await image.close();
+  await assert.rejects(fromStream(streams.web(), new Memory(), { size: size + 512 }), /ended after \d+ of \d+ bytes/);
+  await assert.rejects(fromStream(streams.web(), new Memory(), { size: size - 512 }), RangeTooLargeError);
+});
+
+test("changes of an image overlap with reads and with each other", async () => {
+  const memory = new Memory();
+  const image = await create(memory, { size: 16 * MIB, clusterSize: 4096 });
+  const writes = Array.from({ length: 200 }, (_, index) => image.write(index * 50_000, new Uint8Array(50_000).fill(index + 1)));
+  await Promise.all([...writes, image.read(0, image.size), image.flush()]);
+  for (let index = 0; index < 200; index++) assert.equal((await image.read(index * 50_000 + 49_999, 1))[0], index + 1);
+  const closing = image.close();
+  assert.equal(closing, image.close());
+  await closing;
+  writeFileSync(path("many"), memory.bytes);
+  clean("many");
+});
+
+test("budgets bound what an image may cost", async () => {
+  qemuImg("create", "-q", "-f", "qcow2", "-b", "plain.qcow2", "-F", "qcow2", path("deep"));
+  for (const entry of [open, openOnlyReading]) {
+    const onOpen = ({ name }) => path(name);
+    await assert.rejects(entry(path("deep"), { onOpen, budgets: { chainDepth: 1 } }), { kind: "over-budget", code: "DISKETTE_OVER_BUDGET" });
+    await assert.rejects(entry(path("deep"), { onOpen, budgets: { chainDepth: -1 } }), RangeTooLargeError);
+    const image = await entry(path("zlib.qcow2"), { budgets: { expandedBytes: 512, checkBytes: 1 } });
+    await assert.rejects(image.read(0, 512), { kind: "over-budget" });
+    await assert.rejects(image.check(), { kind: "over-budget" });
+    await image.close();
+  }
+  qemuIo("deep", "write 0 1");
+});

@@ -1,0 +1,116 @@
+// The disk adapter, the workers and require().
+
+import assert from "node:assert/strict";
+import { readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { before, test } from "node:test";
+
+import { ImageDisk } from "../src/disk.js";
+import { ReferenceDeniedError, open as openFull } from "../src/full-node.js";
+import { open as openOnlyReading } from "../src/node.js";
+import { Pool, SourceError, UnsupportedError, create, open } from "../src/worker.js";
+import { path, pattern, qemuImg } from "./support.mjs";
+
+let source;
+
+before(() => {
+  writeFileSync(path("source.raw"), pattern(3_000_320));
+  source = readFileSync(path("source.raw"));
+  qemuImg("convert", "-O", "qcow2", path("source.raw"), path("plain.qcow2"));
+  qemuImg("create", "-q", "-f", "qcow2", "-b", "plain.qcow2", "-F", "qcow2", path("top.qcow2"));
+});
+
+test("an image is a disk that disk tools can use", async () => {
+  writeFileSync(path("disk.qcow2"), readFileSync(path("plain.qcow2")));
+  const image = await openFull(path("disk.qcow2"), { writable: true });
+  const disk = new ImageDisk(image);
+  assert.equal(disk.readOnly, false);
+  assert.equal(await disk.getCapacity(), image.size);
+  assert.equal(await disk.getLength(), image.size);
+  const buffer = Buffer.alloc(100);
+  assert.equal((await disk.read(buffer, 10, 80, 1000)).bytesRead, 80);
+  assert.deepEqual(buffer.subarray(10, 90), source.subarray(1000, 1080));
+  assert.equal((await disk.read(buffer, 0, 100, image.size - 30)).bytesRead, 30);
+  assert.equal((await disk.read(buffer, 0, 100, image.size + 30)).bytesRead, 0);
+  assert.equal((await disk.write(Buffer.from("hello"), 1, 4, 700_001)).bytesWritten, 4);
+  assert.equal(Buffer.from(await image.read(700_001, 4)).toString(), "ello");
+  await disk.discard(65536, 65536);
+  await disk.flush();
+  const chunks = await (await disk.getStream(1000, 2000)).toArray();
+  assert.deepEqual(Buffer.concat(chunks), source.subarray(1000, 3000));
+  await assert.rejects(disk.read(buffer, 90, 20, 0), { kind: "too-large" });
+  await image.close();
+  qemuImg("check", "-q", path("disk.qcow2"));
+
+  const plain = await openOnlyReading(path("plain.qcow2"));
+  const readOnly = new ImageDisk(plain);
+  assert.equal(readOnly.readOnly, true);
+  await assert.rejects(readOnly.write(buffer, 0, 5, 0), /diskette\/full/);
+  await readOnly.flush();
+  await plain.close();
+  assert.throws(() => new ImageDisk(path("plain.qcow2")), UnsupportedError);
+});
+
+test("an image in a worker reads, maps, checks, changes and converts", async () => {
+  const image = await open(path("plain.qcow2"));
+  assert.equal(image.size, source.length);
+  assert.equal((await image.info()).format, "qcow2");
+  assert.equal((await image.map()).length > 1, true);
+  assert.equal((await image.check()).corruptions, 0);
+  assert.deepEqual(Buffer.from(await image.read(1000, 500_000)), source.subarray(1000, 501_000));
+  const parts = [];
+  for await (const part of image.stream()) parts.push(part);
+  assert.deepEqual(Buffer.concat(parts), source);
+  const seen = [];
+  await image.convert(path("from-worker.qcow2"), { compressed: true, onProgress: (progress) => seen.push(progress) });
+  assert.ok(seen.length > 0);
+  await image.close();
+  await assert.rejects(image.read(0, 1), { kind: "closed" });
+  qemuImg("compare", "-q", path("from-worker.qcow2"), path("source.raw"));
+
+  const made = await create(path("by-worker.qcow2"), { size: 4 << 20 });
+  await made.write(5, source.subarray(0, 100_000));
+  await made.snapshots.create("now");
+  await made.resize(8 << 20);
+  assert.equal(made.size, 8 << 20);
+  assert.deepEqual((await made.snapshots.list()).map(({ name }) => name), ["now"]);
+  await assert.rejects(made.resize(5), { kind: "invalid" });
+  await made.close();
+  qemuImg("check", "-q", path("by-worker.qcow2"));
+});
+
+test("what an image names is asked for on this side of the worker", async () => {
+  const asked = [];
+  const image = await open(path("top.qcow2"), { onOpen: (reference) => (asked.push(reference.name), new URL(`file://${path(reference.name)}`)) });
+  assert.deepEqual(asked, ["plain.qcow2"]);
+  assert.deepEqual(Buffer.from(await image.read(0, 1000)), source.subarray(0, 1000));
+  await image.close();
+  await assert.rejects(open(path("top.qcow2"), { onOpen: () => null }), ReferenceDeniedError);
+  await assert.rejects(open(path("top.qcow2"), { onOpen: () => { throw new Error("not today"); } }), /not today/);
+  await assert.rejects(open({ size: 5, read() {} }), (error) => error instanceof UnsupportedError && /handed to a worker/.test(error.message));
+  await assert.rejects(open(path("missing")), { kind: "not-found", code: "DISKETTE_NOT_FOUND" });
+});
+
+test("a pool spreads images, stops jobs, and a worker that dies says so", async () => {
+  const pool = new Pool({ size: 2 });
+  const images = await Promise.all([1, 2, 3].map(() => pool.open(path("plain.qcow2"))));
+  for (const image of images) assert.deepEqual(Buffer.from(await image.read(0, 512)), source.subarray(0, 512));
+  await assert.rejects(images[0].read(0, source.length, { signal: AbortSignal.abort() }), { name: "AbortError" });
+  const reading = images[0].map().catch(() => {});
+  await pool.close();
+  await assert.rejects(reading.then(() => images[0].read(0, 1)), (error) => error instanceof SourceError && /the worker is gone/.test(error.message));
+  await assert.rejects(pool.open(path("plain.qcow2")), { kind: "closed" });
+});
+
+test("require() gives the same classes", async () => {
+  const required = createRequire(import.meta.url);
+  const reading = required("../cjs/index.cjs");
+  const { open: openRequired, Memory } = required("../cjs/full.cjs");
+  const image = await openRequired(path("plain.qcow2"));
+  assert.equal(image.size, source.length);
+  await image.close();
+  assert.equal(typeof Memory, "function");
+  await assert.rejects(reading.open(path("missing")), (error) => error instanceof reading.SourceError && error instanceof SourceError);
+  assert.equal(required("../cjs/disk.cjs").ImageDisk, ImageDisk);
+  assert.equal(required("../cjs/worker.cjs").Pool, Pool);
+});
