@@ -8,7 +8,7 @@ import { before, test } from "node:test";
 import { Readable } from "node:stream";
 
 import { open as openOnlyReading } from "../src/node.js";
-import { ClosedError, Memory, RangeTooLargeError, ReadOnlyError, ReferenceDeniedError, UnsupportedError, convert, create, fromStream, open } from "../src/full-node.js";
+import { ClosedError, DisketteError, Memory, RangeTooLargeError, ReadOnlyError, ReferenceDeniedError, UnsupportedError, convert, create, fromStream, open } from "../src/full-node.js";
 import { CORPUS, assertFindings, findings, makeCorpus } from "./corpus.mjs";
 import { path, pattern, qemuImg, qemuIo } from "./support.mjs";
 import { pickedHandle, syncHandle } from "./targets.mjs";
@@ -185,6 +185,14 @@ test("what cannot be written is refused, and says what can", async () => {
   await assert.rejects(create(new Memory(), { size: 2 ** 53 }), RangeTooLargeError);
   await assert.rejects(create(new Memory(), { size: MIB, colour: "red" }), /no option 'colour'/);
   await assert.rejects(create(new Memory(), { size: MIB, format: "vmdk" }), UnsupportedError);
+  inRaw("kept", "what was here");
+  const source = await open(path("plain.qcow2"));
+  for (const options of [{ compressed: true, format: "raw" }, { compressed: true, compressionType: "zstd" }, { format: "vmdk" }, { clusterSize: 5 }]) {
+    await assert.rejects(convert(source, path("kept"), options), DisketteError);
+    await assert.rejects(fromStream(new Blob().stream(), path("kept"), { ...options, size: 512 }), DisketteError);
+  }
+  await source.close();
+  assert.equal(readFileSync(path("kept"), "utf8"), "what was here");
 });
 
 test("options that do not go together leave a file as it is", async () => {
