@@ -16,10 +16,10 @@ export function converters(create) {
   async function convert(image, target, options = {}) {
     const { format = "qcow2", compressed = false, onProgress, signal } = options;
     signal?.throwIfAborted();
+    refuseCompressed({ format, compressed, ...options });
     const total = image.size;
     const made = await create(target, { ...options, format, size: total, onOpen: undefined });
     return finish(made, async () => {
-      refuseCompressed(made, compressed);
       const turn = turns();
       for await (const [at, length] of pieces(image, signal)) {
         const bytes = await image.read(at, length, { signal });
@@ -35,11 +35,14 @@ export function converters(create) {
   async function fromStream(readable, target, options = {}) {
     const { format = "qcow2", compressed = false, onProgress, signal } = options;
     signal?.throwIfAborted();
+    refuseCompressed({ format, compressed, ...options });
     const total = checkedNumber(options.size, "size");
-    const made = await create(target, { ...options, format, size: total });
     const reader = readable.getReader();
+    const made = await create(target, { ...options, format, size: total }).catch((error) => {
+      reader.releaseLock();
+      throw error;
+    });
     return finish(made, async () => {
-      refuseCompressed(made, compressed);
       const turn = turns();
       let at = 0;
       let piece = new Uint8Array(Math.min(PIECE_BYTES, total));
@@ -103,9 +106,14 @@ async function finish(made, work) {
   await made.close();
 }
 
-function refuseCompressed(made, compressed) {
-  if (!compressed || made.info().format === "qcow2") return;
-  throw new UnsupportedError({ kind: "unsupported", message: `the format '${made.info().format}' has no compressed clusters`, operation: "convert" });
+/** Says what cannot be compressed before the target is touched. */
+function refuseCompressed({ format, compressed, compressionType }) {
+  if (!compressed) return;
+  const refuse = (message) => {
+    throw new UnsupportedError({ kind: "unsupported", message, operation: "convert" });
+  };
+  if (format !== "qcow2") refuse(`the format '${String(format)}' has no compressed clusters`);
+  if (compressionType === "zstd") refuse("clusters are compressed with zlib here, not with zstd");
 }
 
 /** Offsets and lengths of what is not all zeroes by the map, in order. */
@@ -130,17 +138,19 @@ async function* pieces(image, signal) {
 
 /** Writes what is not zero; the target is new, so the rest is zero already. */
 async function writeData(made, at, bytes, options) {
+  // A target that never answers is not waited for once the copy is to stop.
+  const put = (start, end) => abortable(made.write(at + start, bytes.subarray(start, end), options), options.signal);
   const unit = Math.max(HOLE_BYTES, made.info().clusterSize ?? 0);
   let start = -1;
   for (let offset = 0; offset < bytes.length; offset += unit) {
     if (!isZero(bytes, offset, Math.min(offset + unit, bytes.length))) {
       if (start < 0) start = offset;
     } else if (start >= 0) {
-      await made.write(at + start, bytes.subarray(start, offset), options);
+      await put(start, offset);
       start = -1;
     }
   }
-  if (start >= 0) await made.write(at + start, bytes.subarray(start), options);
+  if (start >= 0) await put(start, bytes.length);
 }
 
 function isZero(bytes, start, end) {

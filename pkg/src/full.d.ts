@@ -181,7 +181,7 @@ export class Image extends ReadableImage {
   check(options?: Abortable & { repair?: "leaks" | "all" }): Promise<RepairReport>;
   /** Waits for changes, writes everything back, and closes what was opened. Fails if that did not all work. */
   close(): Promise<void>;
-  /** Closes without writing back: what was not flushed is lost, or left as leaks. */
+  /** Closes at once and without writing back: what was not flushed is lost, or left as leaks. */
   abandon(): Promise<void>;
 }
 
@@ -195,6 +195,6 @@ export function create(target: Target, options: CreateOptions): Promise<Image>;
  * Copies a disk into a new image, in constant memory and without what is zero. When it fails or is aborted, the source is
  * as it was; of the target, a FileSystemFileHandle is as it was, and others hold a part of the copy.
  */
-export function convert(image: ReadableImage, target: Target, options?: ConvertOptions): Promise<void>;
+export function convert(image: Pick<ReadableImage, "size" | "mapPages" | "read">, target: Target, options?: ConvertOptions): Promise<void>;
 /** Fills a new image from a stream of exactly `size` bytes. `Readable.toWeb` makes one of a stream of Node.js. */
 export function fromStream(readable: ReadableStream<Uint8Array>, target: Target, options: ConvertOptions & { size: Size }): Promise<void>;

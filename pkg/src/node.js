@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 
 import { Session, initSync } from "../dist/diskette.js";
 import { Image } from "./image.js";
-import { refuseWriting } from "./options.js";
+import { refuseFull } from "./options.js";
 import { openPath } from "./paths.js";
 import { toSource } from "./sources.js";
 
@@ -23,7 +23,7 @@ export async function load(module) {
 /** Opens an image. */
 export async function open(input, options = {}) {
   options.signal?.throwIfAborted();
-  refuseWriting(options);
+  refuseFull(options);
   await load();
   const make = (input) => toSource(input, options, openPath);
   return Image.open(Session, await make(input), options, make);

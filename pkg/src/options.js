@@ -2,10 +2,13 @@
 
 import { UnsupportedError, checkedNumber } from "./errors.js";
 
-/** The entry that only reads says so, rather than open what was to be changed. */
-export function refuseWriting({ writable }) {
-  if (!writable) return;
-  throw new UnsupportedError({ kind: "unsupported", message: "this entry only reads: import diskette/full to open an image for writing" });
+/** The entry that only reads says so, rather than open what was to be changed or decrypted. */
+export function refuseFull({ writable, passphrase }) {
+  const refuse = (what) => {
+    throw new UnsupportedError({ kind: "unsupported", message: `this entry ${what}: import diskette/full instead` });
+  };
+  if (writable) refuse("only reads");
+  if (passphrase !== undefined) refuse("opens nothing that is encrypted");
 }
 
 /** Browsers have no paths. */

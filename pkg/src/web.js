@@ -2,7 +2,7 @@
 
 import init, { Session } from "../dist/diskette.js";
 import { Image } from "./image.js";
-import { noPaths, refuseWriting } from "./options.js";
+import { noPaths, refuseFull } from "./options.js";
 import { toSource } from "./sources.js";
 
 export * from "./error-classes.js";
@@ -22,7 +22,7 @@ export function load(module) {
 /** Opens an image. */
 export async function open(input, options = {}) {
   options.signal?.throwIfAborted();
-  refuseWriting(options);
+  refuseFull(options);
   const [source, loaded] = await Promise.allSettled([toSource(input, options, noPaths), load()]);
   if (source.status === "rejected") throw source.reason;
   if (loaded.status === "rejected") {

@@ -41,6 +41,8 @@ async function perform(id, verb, [first, ...args], signal) {
     case "map":
     case "check":
       return image[verb]({ ...args[0], signal });
+    case "mapPage":
+      return (await image.mapPages({ ...args[0], signal }).next()).value;
     case "read":
       return image.read(args[0], args[1], { signal });
     case "resize":

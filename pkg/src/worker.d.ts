@@ -1,4 +1,4 @@
-import type { Abortable, Extent, ImageInfo, RangeOptions, Size, Snapshot } from "./index.js";
+import type { Abortable, Extent, ImageInfo, MapPage, RangeOptions, Size, Snapshot } from "./index.js";
 import type { ConvertOptions, CreateOptions, FullOpenOptions, RepairReport } from "./full.js";
 
 export {
@@ -37,6 +37,7 @@ export class WorkerImage {
   info(): Promise<ImageInfo>;
   files(): Promise<{ name: string; size: number }[]>;
   map(options?: RangeOptions): Promise<Extent[]>;
+  mapPages(options?: RangeOptions): AsyncGenerator<MapPage, void, void>;
   check(options?: Abortable & { repair?: "leaks" | "all" }): Promise<RepairReport>;
   read(offset: Size, length: Size, options?: Abortable): Promise<Uint8Array<ArrayBuffer>>;
   readInto<Bytes extends Uint8Array>(offset: Size, into: Bytes, options?: Abortable): Promise<Bytes>;

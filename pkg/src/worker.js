@@ -20,7 +20,6 @@ function unpackError(value) {
 const postable = (input) => (input instanceof URL ? String(input) : input);
 
 async function startWorker() {
-  const address = new URL("./worker-main.js", import.meta.url);
   if (typeof globalThis.Worker === "function") {
     const worker = new Worker(new URL("./worker-main.js", import.meta.url), { type: "module" });
     return {
@@ -34,7 +33,7 @@ async function startWorker() {
     };
   }
   const { Worker: Thread } = await import("node:worker_threads");
-  const thread = new Thread(address);
+  const thread = new Thread(new URL("./worker-main.js", import.meta.url));
   return {
     post: (message, transfer) => thread.postMessage(message, transfer),
     listen(message, gone) {
@@ -210,6 +209,16 @@ export class WorkerImage {
 
   map({ signal, ...range } = {}) {
     return this.#ask("map", [range], { signal });
+  }
+
+  async *mapPages({ offset = 0, length, signal } = {}) {
+    let at = Number(offset);
+    const end = length === undefined ? this.#size : at + Number(length);
+    while (at < end) {
+      const page = await this.#ask("mapPage", [{ offset: at, length: end - at }], { signal });
+      yield page;
+      at = page.end;
+    }
   }
 
   check({ signal, ...options } = {}) {

@@ -119,10 +119,10 @@ export class WritableImage extends Image {
   }
 
   async #drop() {
-    await Promise.allSettled(this.#changes);
     for (const source of this.#pump.files) {
-      await source.abort?.().catch(() => {});
-      if (source.abort) source.close = undefined;
+      if (!source.abort) continue;
+      const { abort } = source;
+      source.close = () => abort().catch(() => {});
     }
     await super.close();
   }

@@ -133,6 +133,8 @@ test("a stream that is stopped or fails ends the copy", async () => {
   await assert.rejects(fromStream(broken, new Memory(), { size: MIB }), /the line went dead/);
   await assert.rejects(fromStream(new Blob(["x"]).stream(), new Memory(), { size: 2 ** 53 }), RangeTooLargeError);
   assert.equal(cancelled, 2);
+  const dead = { size: 0, read: (offset, length) => new Uint8Array(length), write: (offset, bytes) => (bytes.length > 65536 ? new Promise(() => {}) : undefined), resize() {} };
+  await assert.rejects(fromStream(new Blob([new Uint8Array(MIB).fill(1)]).stream(), dead, { size: MIB, format: "raw", signal: soon() }), { name: "TimeoutError" });
 });
 
 test("a target that lies about its length, or cannot be made longer, is explained", async () => {

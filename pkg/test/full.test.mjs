@@ -8,7 +8,7 @@ import { before, test } from "node:test";
 import { Readable } from "node:stream";
 
 import { open as openOnlyReading } from "../src/node.js";
-import { ClosedError, Memory, RangeTooLargeError, ReadOnlyError, ReferenceDeniedError, UnsupportedError, convert, create, fromStream, open } from "../src/full-node.js";
+import { ClosedError, DisketteError, Memory, RangeTooLargeError, ReadOnlyError, ReferenceDeniedError, UnsupportedError, convert, create, fromStream, open } from "../src/full-node.js";
 import { CORPUS, assertFindings, findings, makeCorpus } from "./corpus.mjs";
 import { path, pattern, qemuImg, qemuIo } from "./support.mjs";
 import { pickedHandle, syncHandle } from "./targets.mjs";
@@ -172,6 +172,7 @@ test("what cannot be written is refused, and says what can", async () => {
     await assert.rejects(open(input, { writable: true }), (error) => error instanceof ReadOnlyError && error.code === "DISKETTE_READ_ONLY" && text.test(error.message));
   }
   await assert.rejects(openOnlyReading(path("plain.qcow2"), { writable: true }), (error) => error instanceof UnsupportedError && /diskette\/full/.test(error.message));
+  await assert.rejects(openOnlyReading(path("plain.qcow2"), { passphrase: "x" }), /diskette\/full/);
   const image = await open(path("plain.qcow2"));
   await assert.rejects(image.write(0, new Uint8Array(1)), (error) => error instanceof ReadOnlyError && /writable: true/.test(error.message));
   await image.close();
@@ -185,6 +186,14 @@ test("what cannot be written is refused, and says what can", async () => {
   await assert.rejects(create(new Memory(), { size: 2 ** 53 }), RangeTooLargeError);
   await assert.rejects(create(new Memory(), { size: MIB, colour: "red" }), /no option 'colour'/);
   await assert.rejects(create(new Memory(), { size: MIB, format: "vmdk" }), UnsupportedError);
+  inRaw("kept", "what was here");
+  const source = await open(path("plain.qcow2"));
+  for (const options of [{ compressed: true, format: "raw" }, { compressed: true, compressionType: "zstd" }, { format: "vmdk" }, { clusterSize: 5 }]) {
+    await assert.rejects(convert(source, path("kept"), options), DisketteError);
+    await assert.rejects(fromStream(new Blob().stream(), path("kept"), { ...options, size: 512 }), DisketteError);
+  }
+  await source.close();
+  assert.equal(readFileSync(path("kept"), "utf8"), "what was here");
 });
 
 test("options that do not go together leave a file as it is", async () => {
@@ -285,4 +294,18 @@ test("budgets bound what an image may cost", async () => {
     await image.close();
   }
   qemuIo("deep", "write 0 1");
+});
+
+test("the data file of an image is written, when onOpen gives one that can be", async () => {
+  qemuImg("convert", "-O", "qcow2", "-o", `data_file=${path("data.raw")}`, path("source.raw"), path("external"));
+  const image = await open(path("external"), { writable: true, onOpen: ({ name }) => name });
+  await image.write(700_000, new Uint8Array(300_000).fill(5));
+  await image.close();
+  clean("external");
+  const model = new Uint8Array(readFileSync(path("source.raw")));
+  model.fill(5, 700_000, 1_000_000);
+  inRaw("model.raw", model);
+  same("external", "model.raw");
+  const blob = new Blob([readFileSync(path("data.raw"))]);
+  await assert.rejects(open(path("external"), { writable: true, onOpen: () => blob }), /never changes/);
 });

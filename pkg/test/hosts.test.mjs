@@ -6,7 +6,7 @@ import { createRequire } from "node:module";
 import { before, test } from "node:test";
 
 import { ImageDisk } from "../src/disk.js";
-import { ReferenceDeniedError, open as openFull } from "../src/full-node.js";
+import { Memory, ReferenceDeniedError, convert, open as openFull } from "../src/full-node.js";
 import { open as openOnlyReading } from "../src/node.js";
 import { Pool, SourceError, UnsupportedError, create, open } from "../src/worker.js";
 import { path, pattern, qemuImg } from "./support.mjs";
@@ -64,6 +64,9 @@ test("an image in a worker reads, maps, checks, changes and converts", async () 
   const seen = [];
   await image.convert(path("from-worker.qcow2"), { compressed: true, onProgress: (progress) => seen.push(progress) });
   assert.ok(seen.length > 0);
+  const copy = new Memory();
+  await convert(image, copy, { format: "raw" });
+  assert.deepEqual(Buffer.from(copy.bytes), source);
   await image.close();
   await assert.rejects(image.read(0, 1), { kind: "closed" });
   qemuImg("compare", "-q", path("from-worker.qcow2"), path("source.raw"));
@@ -105,11 +108,11 @@ test("a pool spreads images, stops jobs, and a worker that dies says so", async 
 test("require() gives the same classes", async () => {
   const required = createRequire(import.meta.url);
   const reading = required("../cjs/index.cjs");
-  const { open: openRequired, Memory } = required("../cjs/full.cjs");
+  const { open: openRequired, Memory: RequiredMemory } = required("../cjs/full.cjs");
   const image = await openRequired(path("plain.qcow2"));
   assert.equal(image.size, source.length);
   await image.close();
-  assert.equal(typeof Memory, "function");
+  assert.equal(RequiredMemory, Memory);
   await assert.rejects(reading.open(path("missing")), (error) => error instanceof reading.SourceError && error instanceof SourceError);
   assert.equal(required("../cjs/disk.cjs").ImageDisk, ImageDisk);
   assert.equal(required("../cjs/worker.cjs").Pool, Pool);
