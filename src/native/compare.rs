@@ -39,7 +39,7 @@ impl From<Error> for CompareError {
 /// Compares the common length of two disks and gives the first difference.
 ///
 /// # Errors
-/// A failure of either side where no difference was found in front of it, or [`ErrorKind::Cancelled`].
+/// A failure of either side where no difference was found in front of it, or [`Cancelled`](crate::ErrorKind::Cancelled).
 pub fn compare(
     first: &Arc<dyn Node>,
     second: &Arc<dyn Node>,
