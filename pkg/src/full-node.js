@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 
 import { Session, initSync } from "../dist/full.js";
 import { full } from "./full.js";
+import { once } from "./load.js";
 import { openPath } from "./paths.js";
 
 export * from "./error-classes.js";
@@ -11,13 +12,9 @@ export { MAP_COLUMNS } from "./image.js";
 export { Memory } from "./memory.js";
 export { WritableImage as Image } from "./writable.js";
 
-let loaded = false;
-
 /** Loads the module once. Everything else does it on its own. */
-export async function load(module) {
-  if (loaded) return;
+export const load = once(async (module) => {
   initSync({ module: module ?? readFileSync(new URL("../dist/full_bg.wasm", import.meta.url)) });
-  loaded = true;
-}
+});
 
 export const { open, create, convert, fromStream } = full(Session, load, openPath);

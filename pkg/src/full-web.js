@@ -2,6 +2,7 @@
 
 import init, { Session } from "../dist/full.js";
 import { full } from "./full.js";
+import { once } from "./load.js";
 import { noPaths } from "./options.js";
 
 export * from "./error-classes.js";
@@ -9,15 +10,7 @@ export { MAP_COLUMNS } from "./image.js";
 export { Memory } from "./memory.js";
 export { WritableImage as Image } from "./writable.js";
 
-let loading;
-
 /** Loads the module once. Everything else does it on its own; a failed attempt may be repeated. */
-export function load(module) {
-  loading ??= init(module ? { module_or_path: module } : undefined).catch((error) => {
-    loading = undefined;
-    throw error;
-  });
-  return loading.then(() => {});
-}
+export const load = once((module) => init(module ? { module_or_path: module } : undefined));
 
 export const { open, create, convert, fromStream } = full(Session, load, noPaths);

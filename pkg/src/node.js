@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 
 import { Session, initSync } from "../dist/diskette.js";
 import { Image } from "./image.js";
+import { once } from "./load.js";
 import { refuseFull } from "./options.js";
 import { openPath } from "./paths.js";
 import { toSource } from "./sources.js";
@@ -11,14 +12,10 @@ import { toSource } from "./sources.js";
 export * from "./error-classes.js";
 export { Image, MAP_COLUMNS } from "./image.js";
 
-let loaded = false;
-
 /** Loads the module once. `open` does it on its own. */
-export async function load(module) {
-  if (loaded) return;
+export const load = once(async (module) => {
   initSync({ module: module ?? readFileSync(new URL("../dist/diskette_bg.wasm", import.meta.url)) });
-  loaded = true;
-}
+});
 
 /** Opens an image. */
 export async function open(input, options = {}) {

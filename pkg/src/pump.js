@@ -228,11 +228,5 @@ export class Pump {
 
 /** For targets that have no better way. */
 async function writeZeroes(source, at, length) {
-  const end = at + length;
-  // Nothing needs to be stored where a longer file reads as zeroes.
-  if (end > source.size) {
-    await source.resize(end);
-    length = Math.max(0, source.size - at);
-  }
   for (let done = 0; done < length; done += ZEROES) await source.write(at + done, new Uint8Array(Math.min(ZEROES, length - done)));
 }

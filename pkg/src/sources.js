@@ -21,7 +21,7 @@ function fromBlob(blob) {
 }
 
 /** An OPFS handle for synchronous access (in a worker). It stays open when the image is closed. */
-function fromSyncHandle(handle) {
+export function fromSyncHandle(handle) {
   return {
     name: "handle",
     size: handle.getSize(),
@@ -33,7 +33,7 @@ function fromSyncHandle(handle) {
 }
 
 /** A FileHandle of Node.js. It stays open when the image is closed. */
-async function fromFileHandle(handle) {
+export async function fromFileHandle(handle) {
   const { size } = await handle.stat();
   return {
     name: "handle",

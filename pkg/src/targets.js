@@ -2,16 +2,12 @@
 // `discard(offset, length)`, `zero(offset, length)`, and `commit()` or `abort()` for what only shows once it is closed.
 
 import { ReadOnlyError, UnsupportedError, typed } from "./errors.js";
+import { fromFileHandle, fromSyncHandle } from "./sources.js";
 
 /** An OPFS handle for synchronous access (in a worker). It stays open when the image is closed. */
 function toSyncHandle(handle) {
   return {
-    name: "handle",
-    size: handle.getSize(),
-    read(offset, length) {
-      const bytes = new Uint8Array(length);
-      return bytes.subarray(0, handle.read(bytes, { at: offset }));
-    },
+    ...fromSyncHandle(handle),
     write(offset, bytes) {
       for (let done = 0; done < bytes.length; ) {
         const count = handle.write(bytes.subarray(done), { at: offset + done });
@@ -123,20 +119,8 @@ async function toFileSystemHandle(handle) {
 
 /** A FileHandle of Node.js. It stays open when the image is closed. */
 async function toFileHandle(handle) {
-  const { size } = await handle.stat();
   return {
-    name: "handle",
-    size,
-    async read(offset, length) {
-      const bytes = new Uint8Array(length);
-      let done = 0;
-      while (done < length) {
-        const { bytesRead } = await handle.read(bytes, done, length - done, offset + done);
-        if (bytesRead === 0) break;
-        done += bytesRead;
-      }
-      return bytes.subarray(0, done);
-    },
+    ...(await fromFileHandle(handle)),
     async write(offset, bytes) {
       for (let done = 0; done < bytes.length; ) done += (await handle.write(bytes, done, bytes.length - done, offset + done)).bytesWritten;
     },

@@ -2,22 +2,15 @@
 
 import init, { Session } from "../dist/diskette.js";
 import { Image } from "./image.js";
+import { once } from "./load.js";
 import { noPaths, refuseFull } from "./options.js";
 import { toSource } from "./sources.js";
 
 export * from "./error-classes.js";
 export { Image, MAP_COLUMNS } from "./image.js";
 
-let loading;
-
 /** Loads the module once. `open` does it on its own; a failed attempt may be repeated. */
-export function load(module) {
-  loading ??= init(module ? { module_or_path: module } : undefined).catch((error) => {
-    loading = undefined;
-    throw error;
-  });
-  return loading.then(() => {});
-}
+export const load = once((module) => init(module ? { module_or_path: module } : undefined));
 
 /** Opens an image. */
 export async function open(input, options = {}) {

@@ -309,3 +309,27 @@ test("the data file of an image is written, when onOpen gives one that can be", 
   const blob = new Blob([readFileSync(path("data.raw"))]);
   await assert.rejects(open(path("external"), { writable: true, onOpen: () => blob }), /never changes/);
 });
+
+test("changes that overtake each other in a slow target lose nothing", async () => {
+  const memory = new Memory();
+  const later = (work, milliseconds) => new Promise((resolve) => setTimeout(() => resolve(work()), milliseconds));
+  const target = {
+    size: 0,
+    read: (offset, length) => memory.read(offset, length),
+    write: (offset, bytes) => memory.write(offset, bytes.slice()),
+    resize: (length) => later(() => memory.resize(length), 5),
+  };
+  const image = await create(target, { size: 64 * MIB });
+  const model = new Uint8Array(64 * MIB);
+  const changes = [];
+  for (let number = 0; number < 40; number++) {
+    const [at, bytes] = [number * 1_000_003, pattern(number % 2 ? 65_536 : 512)];
+    model.set(bytes, at);
+    changes.push(image.write(at, bytes));
+  }
+  await Promise.all(changes);
+  assert.deepEqual(await image.read(0, model.length), model);
+  await image.close();
+  inRaw("slow.qcow2", memory.bytes);
+  clean("slow.qcow2");
+});
