@@ -23,7 +23,7 @@ fn main() {
     let image = block_on(open(file, &OpenOptions::default())).expect("the image opens");
     let length = image.info().length;
     let run = |reads: u64, len: u64, step: u64| {
-        let mut buffer = Buffer::new(len as usize);
+        let mut buffer = Buffer::default();
         let bytes = buffer.first(len as usize);
         let begun = Instant::now();
         for number in 0..reads {

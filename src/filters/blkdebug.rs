@@ -537,11 +537,11 @@ impl Node for Blkdebug {
     fn discard<'a>(&'a self, range: Range) -> Op<'a, ()> {
         // The optimal length is a hint; what is not made of whole blocks is left out.
         let Some(middle) = aligned_part(range, self.alignment.into()) else { return Op::ok(()) };
-        // Pieces end where the optimal length says, from the first on.
-        let to_boundary = middle.start.next_multiple_of(self.discard_alignment) - middle.start;
-        let head = Range::new(middle.start, to_boundary.min(middle.len));
-        let rest = Range::new(head.end(), middle.len - head.len);
         if middle.len > self.most.discard {
+            // Pieces end where the optimal length says, from the first on.
+            let to_boundary = middle.start.next_multiple_of(self.discard_alignment) - middle.start;
+            let head = Range::new(middle.start, to_boundary.min(middle.len));
+            let rest = Range::new(head.end(), middle.len - head.len);
             return Op::future(async move {
                 for piece in [head].into_iter().chain(pieces(rest, self.most.discard)).filter(|piece| piece.len > 0) {
                     self.discard(piece).await?;

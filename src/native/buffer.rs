@@ -15,13 +15,6 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// `len` zero bytes.
-    pub fn new(len: usize) -> Self {
-        let mut buffer = Buffer::default();
-        buffer.first(len);
-        buffer
-    }
-
     /// The first `len` bytes, which are made if there are fewer. What was there is kept; what is new is zero.
     pub fn first(&mut self, len: usize) -> &mut [u8] {
         if len > self.len {
@@ -46,7 +39,7 @@ mod tests {
 
     #[test]
     fn a_buffer_starts_on_a_page_and_keeps_its_bytes_when_it_grows() {
-        let mut buffer = Buffer::new(3);
+        let mut buffer = Buffer::default();
         buffer.first(3).copy_from_slice(b"abc");
         for len in [1, 3, 5000, 1 << 20] {
             let bytes = buffer.first(len);

@@ -260,7 +260,7 @@ impl File {
         if self.alignment.accepts(from) {
             return self.write_all(at, from);
         }
-        let mut buffer = Buffer::new(from.len());
+        let mut buffer = Buffer::default();
         let buffer = buffer.first(from.len());
         buffer.copy_from_slice(from);
         self.write_all(at, buffer)
@@ -332,7 +332,7 @@ impl File {
             // still. The rest of what is added is zero by itself.
             let block = u64::from(self.alignment.request);
             let end = range.end() - block.min(range.len);
-            self.write_all(end, Buffer::new(block as usize).first(block as usize))?;
+            self.write_all(end, Buffer::default().first(block as usize))?;
             let inside = length.saturating_sub(range.start).min(range.len);
             return if inside == 0 { Ok(()) } else { self.zero(Range::new(range.start, inside), may_unmap) };
         }
@@ -418,7 +418,7 @@ impl File {
     /// Writes zeroes, so that the space is certainly there.
     fn fill(&self, range: Range) -> Result<()> {
         let mut at = range.start.next_multiple_of(self.alignment.request.into());
-        let mut zeroes = Buffer::new(ZERO_PIECE);
+        let mut zeroes = Buffer::default();
         while at < range.end() {
             let len = (range.end() - at).min(ZERO_PIECE as u64).next_multiple_of(self.alignment.request.into());
             self.write_all(at, zeroes.first(len as usize))
@@ -545,7 +545,7 @@ impl Node for File {
         Op::Ready(if self.alignment.accepts(into) {
             self.read_exact(at, into)
         } else {
-            let mut buffer = Buffer::new(into.len());
+            let mut buffer = Buffer::default();
             let buffer = buffer.first(into.len());
             self.read_exact(at, buffer).map(|()| into.copy_from_slice(buffer))
         })

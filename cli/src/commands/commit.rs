@@ -22,7 +22,10 @@ pub(crate) fn run(args: &CommitArgs) -> Outcome {
     };
     let bytes_per_second = args.rate.as_deref().map(|text| number::parse(text, "rate limit", 0..=MAX_OFFSET));
     let bytes_per_second = bytes_per_second.transpose()?.unwrap_or(0);
-    let layers = target(args)?;
+    let layers = match &args.base {
+        Some(wanted) => layers_to(wanted, args)?,
+        None => 1,
+    };
     let top = open(&args.file, &Wish { writable_below: layers, ..wish })?;
     let base = (0..layers).try_fold(top.node(), |node, _| node.child(Role::Backing));
     let base = base.ok_or_else(|| Failure::new("Image does not have a backing file"))?;
@@ -67,34 +70,24 @@ pub(crate) fn run(args: &CommitArgs) -> Outcome {
     Ok(0)
 }
 
-/// How many images are above the one that is written to.
-fn target(args: &CommitArgs) -> Result<u32, Failure> {
+/// How many images are above the one of that name.
+fn layers_to(wanted: &str, args: &CommitArgs) -> Result<u32, Failure> {
     let opened = open(&args.file, &Wish::try_from(&args.image)?)?;
     let mut layers = 0;
     let mut node = opened.node();
     loop {
         let details = node.as_any().and_then(|any| any.downcast_ref::<diskette::Image>()).map(|image| image.describe());
-        let Some(backing) = details.transpose()?.and_then(|details| details.backing) else {
-            return Err(match &args.base {
-                Some(wanted) => {
-                    Failure::new(format!("Did not find '{wanted}' in the backing chain of '{}'", args.file))
-                }
-                None => Failure::new("Image does not have a backing file"),
-            });
-        };
+        let missing = || Failure::new(format!("Did not find '{wanted}' in the backing chain of '{}'", args.file));
+        let backing = details.transpose()?.and_then(|details| details.backing).ok_or_else(missing)?;
         layers += 1;
         let path = resolve(&backing.name, &node.name()).unwrap_or_else(|_| backing.name.clone());
-        // A relative name is relative to the image, as the image's own is.
-        let wanted_place =
-            |name: &str| resolve(name, &node.name()).ok().and_then(|path| std::fs::canonicalize(path).ok());
         let place = std::fs::canonicalize(&path).ok();
-        match &args.base {
-            Some(wanted) if *wanted != backing.name && (place.is_none() || wanted_place(wanted) != place) => {}
-            _ => return Ok(layers),
+        // A relative name is relative to the image, as the image's own is.
+        let wanted_place = resolve(wanted, &node.name()).ok().and_then(|path| std::fs::canonicalize(path).ok());
+        if wanted == backing.name || (place.is_some() && wanted_place == place) {
+            return Ok(layers);
         }
-        match node.child(Role::Backing) {
-            Some(next) => node = next,
-            None => return Err(Failure::new("Image does not have a backing file")),
-        }
+        let next = node.child(Role::Backing);
+        node = next.ok_or_else(|| Failure::new("Image does not have a backing file"))?;
     }
 }
