@@ -127,6 +127,11 @@ test("snapshots are made, applied and deleted", async () => {
   await image.close();
   clean("snap");
   assert.match(qemuImg("snapshot", "-l", path("snap")), /before/);
+  for (const options of [{}, { structureOnly: true }, { structureOnly: true, writable: true }]) {
+    const again = await open(path("snap"), options);
+    assert.deepEqual(again.info().snapshots.map(({ name }) => name), ["before"], JSON.stringify(options));
+    await again.close();
+  }
 });
 
 test("the disk shrinks only when that is meant", async () => {

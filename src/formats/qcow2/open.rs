@@ -36,11 +36,10 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
     let length = file.info().length;
     let mut head = vec![0; length.min(4096) as usize];
     file.read(0, &mut head, ReadFlags::default()).await?;
-    let mut known = head.clone();
-    // A check finds out for itself what snapshots there are, and whether there is a refcount table.
-    let clusters = options.for_check.then(|| forgive(&mut known)).flatten();
-    let mut header = Header::parse(&known, length)?;
-    header.raw.refcount_table_clusters = clusters.unwrap_or(header.raw.refcount_table_clusters);
+    let header = match options.for_check {
+        true => header_for_check(&head, length)?,
+        false => Header::parse(&head, length)?,
+    };
     let cluster_bytes = header.cluster.size().min(length);
     if cluster_bytes > head.len() as u64 {
         let known = head.len();
@@ -57,7 +56,11 @@ pub(super) async fn open_image(context: OpenContext<'_>) -> Result<(Qcow2, Optio
     }
     let backing_name = backing_name(&header, &head)?;
     let settings = Settings::new(&options.driver_options, &header, options.image.discard)?;
-    let directory = snapshot::read_table(&*file, &header).await?;
+    let directory = match snapshot::read_table(&*file, &header).await {
+        // A check says what is wrong with the table, and may put it right.
+        Err(_) if options.for_check => snapshot::Directory::default(),
+        directory => directory?,
+    };
     let bitmaps = bitmap::read_directory(&*file, &header, &extensions).await?;
     let crypt = Crypt::open(&file, &header, &extensions, options).await?;
     let data = match (header.has_data_file(), options.structure_only) {
@@ -122,16 +125,24 @@ fn cache_bytes(options: &OpenOptions, settings: &Settings, header: &Header) -> u
     wanted.max(8 * header.cluster.size() as usize)
 }
 
-/// Leaves out of a header what a check can do without: the snapshots, and the size of a refcount table that there is
-/// none of, which is returned.
-fn forgive(head: &mut [u8]) -> Option<u32> {
-    head.get_mut(60..72)?.fill(0);
-    let clusters = head.get_mut(56..60)?;
-    if clusters != [0; 4] {
-        return None;
+/// A header without what a check can do without: a table of snapshots that is nowhere, a refcount table.
+fn header_for_check(head: &[u8], length: u64) -> Result<Header> {
+    let mut known = head.to_vec();
+    let without_refcounts = match known.get_mut(56..60) {
+        Some(clusters) if *clusters == [0; 4] => {
+            clusters.copy_from_slice(&1u32.to_be_bytes());
+            true
+        }
+        _ => false,
+    };
+    let mut header = Header::parse(&known, length).or_else(|error| {
+        known.get_mut(60..72).ok_or(error)?.fill(0);
+        Header::parse(&known, length)
+    })?;
+    if without_refcounts {
+        header.raw.refcount_table_clusters = 0;
     }
-    clusters.copy_from_slice(&1u32.to_be_bytes());
-    Some(0)
+    Ok(header)
 }
 
 fn parse_extensions(header: &Header, head: &[u8]) -> Result<Extensions> {
