@@ -1,18 +1,29 @@
-// What the page and its worker say to each other.
+// What the page and its worker say to each other: each question by name, with its answer and what comes before the answer.
 
 import type { CheckReport, ImageInfo, MapPage } from "diskette";
-
-export type Ask =
-  /** `format`: taken as that, whatever it looks like. */
-  | { op: "open"; files: File[]; format?: string }
-  /** `follow`: files that the image names may be fetched, from the same server only. */
-  | { op: "open-url"; url: string; follow: boolean; format?: string }
-  | { op: "map" }
-  | { op: "check" }
-  | { op: "read"; space: Space; offset: number; length: number };
+import type { ConvertOptions as AllConvertOptions, Progress } from "diskette/full";
 
 /** The disk that the guest sees, or one of the files that hold it. */
 export type Space = "disk" | number;
+
+/** A file, and its handle where the browser gave one: only with that it can be changed. */
+export interface Given {
+  file: File;
+  handle?: FileSystemFileHandle;
+}
+
+/** How an image is to be opened. */
+export interface Wish {
+  /** Taken as that, whatever it looks like. */
+  format?: string;
+  /** Opens what is encrypted. */
+  passphrase?: string;
+  /** Shows the disk as it was at this internal snapshot: its identifier. */
+  snapshot?: string;
+}
+
+/** An image that is to be opened. `follow`: files that it names may be fetched, from the same server only. */
+export type Opening = { from: "files"; files: Given[]; wish: Wish } | { from: "url"; url: string; follow: boolean; wish: Wish };
 
 /** A file that an image names and that was not opened. */
 export interface Missing {
@@ -30,6 +41,80 @@ export interface Opened {
   missing: Missing[];
 }
 
+/** What is in a file among several: an image, and what it names. */
+export interface Surveyed {
+  name: string;
+  format: string;
+  virtualSize: number;
+  named: string[];
+}
+
+/** A change of metadata that can be made where the image is. */
+export type Edit =
+  | { kind: "repair-leaks" }
+  | { kind: "delete-snapshot"; name: string }
+  /** What the image is based on, as it is named in the file; null: nothing. */
+  | { kind: "set-backing"; name: string | null; format: string | null };
+
+/** Bytes of a file that become others. At its end there may be fewer after, or before. */
+export interface Change {
+  offset: number;
+  before: Uint8Array<ArrayBuffer>;
+  after: Uint8Array<ArrayBuffer>;
+}
+
+/** What an edit does to a file. */
+export interface Plan {
+  name: string;
+  sizeBefore: number;
+  sizeAfter: number;
+  /** When the file was last changed, in milliseconds since 1970. */
+  modified: number;
+  changes: Change[];
+}
+
+/** How two disks compare. */
+export interface Comparison {
+  name: string;
+  size: number;
+  missing: Missing[];
+  /** Bytes in ranges that differ, and how many ranges. */
+  differing: number;
+  count: number;
+}
+
+export type ConvertOptions = Pick<AllConvertOptions, "format" | "compressed" | "clusterSize" | "compat">;
+
+interface Question<Ask, Reply, Part = never> {
+  ask: Ask;
+  reply: Reply;
+  part: Part;
+}
+
+export interface Ops {
+  open: Question<Opening, Opened>;
+  /** Looks into files without opening any for good; what is no image of a known format is left out. */
+  survey: Question<{ files: File[] }, Surveyed[]>;
+  map: Question<null, { complete: boolean }, MapPage>;
+  check: Question<null, CheckReport>;
+  read: Question<{ space: Space; offset: number; length: number }, Uint8Array<ArrayBuffer>>;
+  /** Bytes into a file, or else as something to download; tells how far it is. */
+  export: Question<{ space: Space; offset: number; length: number; handle: FileSystemFileHandle | null }, Blob | null, number>;
+  /** The first place at or after `from` that holds the bytes; tells how far it is. */
+  search: Question<{ space: Space; from: number; bytes: Uint8Array }, number | null, number>;
+  /** Opens a second image and finds where the two differ; ranges are start and length in turn. */
+  compare: Question<{ opening: Opening }, Comparison, { done: number; total: number; ranges: Float64Array }>;
+  "read-other": Question<{ offset: number; length: number }, Uint8Array<ArrayBuffer>>;
+  /** A copy into a file, or else into one that can be downloaded. `job` is a number for `pause`. */
+  convert: Question<{ handle: FileSystemFileHandle | null; job: number; options: ConvertOptions }, File | null, Progress>;
+  pause: Question<{ job: number; paused: boolean }, null>;
+  /** What an edit would change. */
+  "plan-edit": Question<{ edit: Edit }, Plan>;
+  "apply-edit": Question<{ handle: FileSystemFileHandle; plan: Plan }, null>;
+}
+
+export type Op = keyof Ops;
+
 export interface Failure {
   message: string;
   kind: string;
@@ -39,18 +124,7 @@ export interface Failure {
   operation: string | null;
 }
 
-export type Reply<A extends Ask> = A extends { op: "open" | "open-url" }
-  ? Opened
-  : A extends { op: "map" }
-    ? { complete: boolean }
-    : A extends { op: "check" }
-      ? CheckReport
-      : Uint8Array;
-
-export interface Envelope {
-  id: number;
-  ask: Ask;
-}
+export type ToWorker = { id: number; op: Op; ask: unknown } | { id: number; cancel: true };
 
 /** A part of an answer, the answer, or why there is none. */
-export type Answer = { id: number; part: MapPage } | { id: number; value: unknown } | { id: number; failure: Failure };
+export type FromWorker = { id: number; part: unknown } | { id: number; value: unknown } | { id: number; failure: Failure };

@@ -1,8 +1,6 @@
 // Asking the worker.
 
-import type { MapPage } from "diskette";
-
-import type { Answer, Ask, Envelope, Failure, Reply } from "./protocol";
+import type { Failure, FromWorker, Op, Ops, ToWorker } from "./protocol";
 
 export class InspectorError extends Error {
   readonly kind: string;
@@ -19,33 +17,48 @@ export class InspectorError extends Error {
 interface Job {
   resolve(value: unknown): void;
   reject(error: Error): void;
-  part?: (part: MapPage) => void;
+  part: ((part: never) => void) | undefined;
 }
 
-const worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" });
+export interface Asking<K extends Op> {
+  /** Gets what comes before the answer. */
+  part?: (part: Ops[K]["part"]) => void;
+  /** Stops the work. */
+  signal?: AbortSignal;
+}
+
 const waiting = new Map<number, Job>();
 let next = 0;
+let worker = start();
 
-worker.onmessage = ({ data }: MessageEvent<Answer>) => {
-  const job = waiting.get(data.id);
-  if ("part" in data) {
-    job?.part?.(data.part);
-    return;
-  }
-  waiting.delete(data.id);
-  if ("failure" in data) job?.reject(new InspectorError(data.failure));
-  else job?.resolve(data.value);
-};
-worker.onerror = (event) => {
-  for (const job of waiting.values()) job.reject(new Error(event.message || "the inspector's worker could not start"));
+function start(): Worker {
+  const made = new Worker(new URL("./worker/main.ts", import.meta.url), { type: "module" });
+  made.onmessage = ({ data }: MessageEvent<FromWorker>) => {
+    const job = waiting.get(data.id);
+    if ("part" in data) return job?.part?.(data.part as never);
+    waiting.delete(data.id);
+    if (!("failure" in data)) return job?.resolve(data.value);
+    job?.reject(new InspectorError(data.failure));
+    if (data.failure.kind === "crashed") replace(data.failure.message);
+  };
+  made.onerror = (event) => replace(event.message || "the inspector's worker could not start");
+  return made;
+}
+
+/** A worker that failed as a whole is of no more use; whoever waits for it hears of it, and the next question finds a new one. */
+function replace(message: string): void {
+  worker.terminate();
+  for (const job of waiting.values()) job.reject(new InspectorError({ message, kind: "crashed", offset: null, operation: null }));
   waiting.clear();
-};
+  worker = start();
+}
 
-/** Asks; `part` gets what comes before the answer is complete. */
-export function ask<A extends Ask>(question: A, part?: (part: MapPage) => void): Promise<Reply<A>> {
+export function ask<K extends Op>(op: K, question: Ops[K]["ask"], { part, signal }: Asking<K> = {}): Promise<Ops[K]["reply"]> {
   return new Promise((resolve, reject) => {
-    const envelope: Envelope = { id: ++next, ask: question };
-    waiting.set(envelope.id, { resolve: resolve as (value: unknown) => void, reject, ...(part ? { part } : {}) });
-    worker.postMessage(envelope);
+    signal?.throwIfAborted();
+    const id = ++next;
+    waiting.set(id, { resolve: resolve as (value: unknown) => void, reject, part: part as Job["part"] });
+    signal?.addEventListener("abort", () => waiting.has(id) && worker.postMessage({ id, cancel: true } satisfies ToWorker), { once: true });
+    worker.postMessage({ id, op, ask: question } satisfies ToWorker);
   });
 }

@@ -104,6 +104,9 @@ async function sample(options) {
   return page;
 }
 
+/** Goes to a view by its tab. */
+const view = (page, title) => page.getByRole("tab", { name: title, exact: true }).click();
+
 async function shoot(page, name) {
   if (process.env.SCREENSHOTS) await page.screenshot({ path: join(process.env.SCREENSHOTS, name), fullPage: true });
 }
@@ -125,81 +128,132 @@ for (const dark of [false, true]) {
     await page.close();
     const shown = await sample({ dark });
     assert.match(await shown.textContent("#facts"), /qcow2.*64 MiB/s);
+    assert.match(await shown.textContent("#verdict"), /no errors/);
     assert.match(await shown.textContent("#check-summary"), /No errors/);
+    assert.match(await shown.textContent("#reasons"), /It stands alone.*It is qcow2 and nothing else/s);
     assert.match(await shown.textContent("#snapshots"), /before the update/);
     assert.match(await shown.textContent("#bitmaps"), /changes.*64 KiB/s);
     assert.match(await shown.textContent("#features"), /lazy refcounts/);
-    assert.match(await shown.textContent("hex-view .rows"), /QFI/);
-    assert.match(await shown.textContent(".legend"), /data 3\d\d KiB.*compressed 24 KiB.*zero 2 MiB/s);
-    await shoot(shown, `sample-${theme}.png`);
-    await assertAccessible(shown);
+    for (const title of await shown.getByRole("tab").allTextContents()) {
+      await view(shown, title);
+      if (title === "Data") await until(shown, () => /QFI/.test(document.querySelector("#view-data .rows").textContent));
+      if (title === "Map") await until(shown, () => /data 3\d\d KiB.*compressed 24 KiB.*zero 2 MiB/s.test(document.querySelector("#view-map .legend").textContent));
+      await shoot(shown, `sample-${theme}-${title.toLowerCase()}.png`);
+      await assertAccessible(shown);
+    }
     await shown.close();
   });
 }
 
+test("the tabs work from the keyboard, and the browser goes back", async () => {
+  const page = await sample();
+  await page.getByRole("tab", { name: "Overview" }).focus();
+  await page.keyboard.press("ArrowRight");
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), "Structure");
+  assert.match(page.url(), /#view=structure/);
+  assert.ok(await page.isVisible("#view-structure"));
+  assert.ok(await page.isHidden("#view-overview"));
+  await page.keyboard.press("ArrowLeft");
+  await page.keyboard.press("ArrowLeft");
+  assert.equal(await page.getAttribute('[role="tab"][tabindex="0"]', "id"), await page.evaluate(() => document.activeElement.id));
+  await view(page, "Data");
+  await page.goBack();
+  await page.goBack();
+  assert.match(page.url(), /#view=overview/);
+  assert.ok(await page.isVisible("#view-overview"));
+  await page.close();
+});
+
+test("a link leads to a view and an offset, and to no address by itself", async () => {
+  const page = await fresh();
+  await page.goto(`${base}#view=data&space=disk&at=0x1400000`);
+  await page.reload();
+  await page.click("#sample");
+  await opened(page);
+  await until(page, () => document.querySelector("#view-data hex-view input").value === "0x1400000");
+  assert.match(await page.textContent("#view-data .rows"), /diskette sample/);
+  await page.goto(`${base}#view=check&url=${encodeURIComponent(`${base}images/large.qcow2`)}`);
+  const before = requested.length;
+  await page.reload();
+  await page.waitForSelector("#status button");
+  assert.equal(requested.slice(before).filter((url) => url.startsWith("/images")).length, 0);
+  await page.click("#status button");
+  await opened(page);
+  assert.ok(await page.isVisible("#view-check"));
+  assert.match(page.url(), /view=check.*url=http/);
+  await page.close();
+});
+
 test("a narrow window scrolls in one direction only", async () => {
   const page = await sample();
   await page.setViewportSize({ width: 390, height: 800 });
-  await until(page, () => document.querySelector("map-view .grid").clientWidth < 390);
-  await shoot(page, "narrow.png");
-  assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
-  await until(page, () => document.querySelector("hex-view .row .bytes").childElementCount === 8);
-  assert.ok(await page.evaluate(() => document.querySelector("hex-view .scroller").scrollWidth <= document.querySelector("hex-view .scroller").clientWidth));
-  await page.focus("hex-view .scroller");
+  for (const title of await page.getByRole("tab").allTextContents()) {
+    await view(page, title);
+    if (title === "Map") await until(page, () => document.querySelector("#view-map .grid").clientWidth < 390);
+    await shoot(page, `narrow-${title.toLowerCase()}.png`);
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), title);
+  }
+  await view(page, "Data");
+  await until(page, () => document.querySelector("#view-data .row .bytes").childElementCount === 8);
+  assert.ok(await page.evaluate(() => document.querySelector("#view-data .scroller").scrollWidth <= document.querySelector("#view-data .scroller").clientWidth));
+  await page.focus("#view-data .scroller");
   await page.keyboard.press("ArrowDown");
-  assert.equal(await page.inputValue("hex-view input"), "0x8");
+  assert.equal(await page.inputValue("#view-data hex-view input"), "0x8");
   await page.close();
 });
 
 test("a field leads to its bytes, and a byte to its field", async () => {
   const page = await sample();
+  await view(page, "Structure");
   await page.getByRole("button", { name: "cluster_bits", exact: true }).click();
-  await page.waitForSelector("hex-view .marked");
-  assert.equal((await page.locator("hex-view .bytes .marked").allTextContents()).join(" "), "00 00 00 0c");
-  await page.locator('hex-view .bytes [data-at="25"]').click();
+  await page.waitForSelector("#view-structure hex-view .marked");
+  assert.equal((await page.locator("#view-structure hex-view .bytes .marked").allTextContents()).join(" "), "00 00 00 0c");
+  await page.locator('#view-structure hex-view .bytes [data-at="25"]').click();
   assert.equal(await page.textContent("tr.current th button"), "size");
   await page.keyboard.press("Tab");
-  await page.focus("hex-view .scroller");
+  await page.focus("#view-structure hex-view .scroller");
   await page.keyboard.press("ArrowRight");
   await page.keyboard.press("ArrowDown");
-  assert.equal(await page.inputValue("hex-view input"), "0x2a");
+  assert.equal(await page.inputValue("#view-structure hex-view input"), "0x2a");
   assert.equal(await page.textContent("tr.current th button"), "l1_table_offset");
   await page.close();
 });
 
 test("the map works from the keyboard and leads to the bytes of the disk", async () => {
   const page = await sample();
-  await page.focus("map-view .grid");
+  await view(page, "Map");
+  await page.focus("#view-map .grid");
   await until(page, () => /data, stored as it is/.test(document.querySelector(".extent").textContent));
   for (let times = 0; times < 3; times++) await page.keyboard.press("+");
-  await until(page, () => /8 MiB from 0x0/.test(document.querySelector("map-view .caption").textContent));
+  await until(page, () => /8 MiB from 0x0/.test(document.querySelector("#view-map .caption").textContent));
   await page.keyboard.press("0");
-  await until(page, () => /whole disk/.test(document.querySelector("map-view .caption").textContent));
+  await until(page, () => /whole disk/.test(document.querySelector("#view-map .caption").textContent));
   await page.keyboard.press("End");
   await until(page, () => /unallocated/.test(document.querySelector(".extent").textContent));
   await page.keyboard.press("Home");
   await page.keyboard.press("ArrowRight");
   await page.keyboard.press("Enter");
-  await until(page, () => /diskette sample/.test(document.querySelector("hex-view .rows").textContent));
-  assert.match(await page.inputValue("hex-view input"), /^0x[1-9a-f]/);
+  await until(page, () => /diskette sample/.test(document.querySelector("#view-data .rows").textContent));
+  assert.match(await page.inputValue("#view-data hex-view input"), /^0x[1-9a-f]/);
   await page.close();
 });
 
 test("the map works with the pointer", async () => {
   const page = await sample();
-  const grid = page.locator("map-view .grid");
+  await view(page, "Map");
+  const grid = page.locator("#view-map .grid");
   await grid.hover({ position: { x: 3, y: 3 } });
   await until(page, () => /^0x0 to 0xffff, 64 KiB: data/.test(document.querySelector(".extent").textContent));
   // A wheel that passes by scrolls the page.
   await page.mouse.wheel(0, 60);
   await until(page, () => scrollY > 0);
-  assert.match(await page.textContent("map-view .caption"), /whole disk/);
-  await page.focus("map-view .grid");
+  assert.match(await page.textContent("#view-map .caption"), /whole disk/);
+  await page.focus("#view-map .grid");
   await grid.hover({ position: { x: 3, y: 3 } });
   await page.mouse.wheel(0, -100);
-  await until(page, () => /32 MiB from 0x0/.test(document.querySelector("map-view .caption").textContent));
+  await until(page, () => /32 MiB from 0x0/.test(document.querySelector("#view-map .caption").textContent));
   await page.getByRole("button", { name: "Whole disk" }).click();
-  await until(page, () => /whole disk/.test(document.querySelector("map-view .caption").textContent));
+  await until(page, () => /whole disk/.test(document.querySelector("#view-map .caption").textContent));
   await page.close();
 });
 
@@ -217,16 +271,17 @@ test("an image of 100 GiB opens at once, and its disk is scrolled to the last ro
   assert.match(await page.textContent("#facts"), /100 GiB/);
   await checked(page);
   assert.match(await page.textContent(".legend"), /data 1 MiB/);
-  await page.selectOption("hex-view select", { index: 1 });
-  await page.focus("hex-view .scroller");
+  await view(page, "Data");
+  await page.selectOption("#view-data select", { index: 1 });
+  await page.focus("#view-data hex-view .scroller");
   await page.keyboard.press("End");
-  await until(page, () => /18fffffff0/.test(document.querySelector("hex-view .rows").textContent));
-  assert.ok((await page.locator("hex-view .row").count()) < 60);
-  await page.fill("hex-view input", "0xc80000010");
-  await page.press("hex-view input", "Enter");
-  await until(page, () => /AAAAAAAA/.test(document.querySelector("hex-view .rows").textContent));
-  await page.evaluate(() => (document.querySelector(".scroller").scrollTop = document.querySelector(".scroller").scrollHeight / 2));
-  await until(page, () => /000000c[78]/.test(document.querySelector("hex-view .rows").textContent.replace(/^00/, "0000")) || /c[78]/.test(document.querySelector("hex-view .at").textContent));
+  await until(page, () => /18fffffff0/.test(document.querySelector("#view-data hex-view .rows").textContent));
+  assert.ok((await page.locator("#view-data hex-view .row").count()) < 60);
+  await page.fill("#view-data hex-view input", "0xc80000010");
+  await page.press("#view-data hex-view input", "Enter");
+  await until(page, () => /AAAAAAAA/.test(document.querySelector("#view-data hex-view .rows").textContent));
+  await page.evaluate(() => (document.querySelector("#view-data .scroller").scrollTop = document.querySelector("#view-data .scroller").scrollHeight / 2));
+  await until(page, () => /000000c[78]/.test(document.querySelector("#view-data hex-view .rows").textContent.replace(/^00/, "0000")) || /c[78]/.test(document.querySelector("#view-data hex-view .at").textContent));
   await page.close();
 });
 
@@ -245,7 +300,7 @@ test("files that an image names are asked for by name, and opened when they are 
   assert.equal(await page.textContent("#title"), "top.qcow2");
   assert.match(await page.textContent(".legend"), /backing 1 MiB/);
   await page.locator("#chain button").nth(1).click();
-  await until(page, () => document.querySelector("hex-view select").selectedIndex === 1);
+  await until(page, () => /large/.test(document.querySelector("#view-structure select").textContent));
   // In the other order too.
   await page.setInputFiles("#files", [path("large.qcow2"), path("top.qcow2")]);
   await until(page, whole);
@@ -289,7 +344,7 @@ test("clusters that were cut off are told from those that are there", async () =
   await opened(page);
   await checked(page);
   assert.match(await page.textContent("#verdict"), /^\d+ corruptions$/);
-  assert.match(await page.textContent(".extent"), /At 0x7000000000 in cut\.qcow2, which ends before that/);
+  assert.match(await page.textContent("#view-map .extent"), /At 0x7000000000 in cut\.qcow2, which ends before that/);
   assert.match(await page.textContent("#findings"), /offset 0x7000000000 size 0x1000/);
   const places = await page.locator("#findings button").allTextContents();
   assert.deepEqual(places.filter((place) => /^0x(7|1000$)/.test(place)), []);
@@ -341,7 +396,7 @@ test("of two images opened at once the second is shown", async () => {
   await opened(page);
   await checked(page);
   assert.equal(await page.textContent("#title"), "second.raw");
-  assert.match(await page.textContent("hex-view .rows"), /the second of tw/);
+  assert.match(await page.textContent("#view-data .rows"), /the second of tw/);
   assert.match(await page.textContent("#facts"), /raw/);
   await page.close();
 });
@@ -356,8 +411,9 @@ test("damage is found and leads to its bytes", async () => {
   await checked(page);
   assert.match(await page.textContent("#check-summary"), /^1 leaked cluster\.$/);
   await shoot(page, "damaged.png");
+  await view(page, "Check");
   await page.locator("#findings button").first().click();
-  await until(page, () => document.querySelector("hex-view input").value === "0xa000");
+  await until(page, () => document.querySelector("#view-data hex-view input").value === "0xa000");
   await assertAccessible(page);
   await page.close();
 });
@@ -373,7 +429,7 @@ test("what is no image says so and what to do", async () => {
   await assertAccessible(page);
   await page.getByRole("button", { name: "Show its bytes" }).click();
   await opened(page);
-  await until(page, () => document.querySelector("hex-view input").value === "0x14");
+  await until(page, () => document.querySelector("#view-data hex-view input").value === "0x14");
   assert.match(await page.textContent("#check-summary"), /no metadata to check/);
   await page.fill("#url", `${base}images/nothing.qcow2`);
   await page.press("#url", "Enter");

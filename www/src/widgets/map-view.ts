@@ -1,7 +1,23 @@
-// <map-view>: a picture of what the disk holds. A strip shows the whole disk and which part of it the grid below shows.
+// <map-view>: a picture of what a disk or a file holds. A strip shows the whole and which part of it the grid below shows.
 
-import { button, element, offset, percent, size } from "./format";
-import { type Extent, KINDS, type Kind, MEANING, MapModel } from "./map-model";
+import { button, element, offset, percent, size } from "../format";
+import type { Marks } from "./runs";
+
+/** What a picture is of. */
+export interface Picture {
+  /** Bytes of the whole. */
+  readonly total: number;
+  /** Offset up to which it is known. */
+  readonly end: number;
+  /** In the order of `bytes`, and of the numbers in `cells`; a lower one shows where several meet. */
+  readonly kinds: readonly { name: string; meaning: string }[];
+  readonly bytes: readonly number[];
+  cells(start: number, span: number, cells: number): { kind: Int8Array; share: Float32Array };
+  /** What is at an offset, in a sentence. */
+  describe(at: number): string | undefined;
+}
+
+const NOTHING: Picture = { total: 0, end: 0, kinds: [], bytes: [], cells: (_, __, cells) => ({ kind: new Int8Array(cells).fill(-1), share: new Float32Array(cells) }), describe: () => undefined };
 
 const CELL = 9;
 const GAP = 1;
@@ -10,9 +26,11 @@ const STRIP_HEIGHT = 18;
 /** The closest look: bytes per cell. */
 const LEAST_PER_CELL = 512;
 
+const className = (kind: string): string => kind.replaceAll(" ", "-");
+
 export class MapView extends HTMLElement {
-  #model = new MapModel(0);
-  #meaning = MEANING;
+  #model: Picture = NOTHING;
+  #whole: string;
   #start = 0;
   #span = 0;
   /** The cell that the keyboard is on. */
@@ -23,30 +41,39 @@ export class MapView extends HTMLElement {
   #caption = element("p", { class: "caption extent" });
   #legend = element("ul", { class: "legend" });
   #drawing = 0;
-  /** Size of an open file. */
-  sizeOf: (file: string) => number | undefined = () => undefined;
-  onpick: (extent: Extent, guest: number) => void = () => {};
+  #marks: Marks | undefined;
+  #highlight: { start: number; length: number } | undefined;
+  /** An offset was chosen. */
+  onpick: (at: number) => void = () => {};
+  /** The cursor is at an offset. */
+  onpoint: (at: number) => void = () => {};
+
+  /** `whole` is what the picture is of, such as "disk". */
+  constructor(whole = "disk") {
+    super();
+    this.#whole = whole;
+  }
 
   connectedCallback(): void {
     if (this.childElementCount > 0) return;
-    this.#caption.id = "map-extent";
+    this.#caption.id = `${this.#whole}-extent`;
     this.#caption.setAttribute("aria-live", "polite");
     this.#grid.tabIndex = 0;
     this.#grid.setAttribute("role", "application");
     this.#grid.setAttribute("aria-describedby", this.#caption.id);
-    this.#grid.ariaLabel = "Allocation map. Arrow keys move, plus and minus zoom, Page keys turn pages, Enter shows the bytes.";
+    this.#grid.ariaLabel = `Map of the ${this.#whole}. Arrow keys move, plus and minus zoom, Page keys turn pages, Enter shows the bytes.`;
     this.#strip.setAttribute("aria-hidden", "true");
     this.#grid.onkeydown = (event) => this.#key(event);
-    this.#grid.onfocus = () => this.#tell(this.#guestOf(this.#cursor));
+    this.#grid.onfocus = () => this.#tell(this.#offsetOf(this.#cursor));
     this.#grid.onblur = () => this.#redraw();
     this.#listen();
     this.append(
       element(
         "div",
         { class: "bar" },
-        button("Zoom in", () => this.#zoom(0.5, this.#guestOf(this.#cursor))),
-        button("Zoom out", () => this.#zoom(2, this.#guestOf(this.#cursor))),
-        button("Whole disk", () => this.#look(0, this.#model.total)),
+        button("Zoom in", () => this.#zoom(0.5, this.#offsetOf(this.#cursor))),
+        button("Zoom out", () => this.#zoom(2, this.#offsetOf(this.#cursor))),
+        button(`Whole ${this.#whole}`, () => this.#look(0, this.#model.total)),
         this.#place,
       ),
       this.#strip,
@@ -58,30 +85,48 @@ export class MapView extends HTMLElement {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#redraw());
   }
 
-  /** Starts with an empty map of a disk. `unallocated` says what is not allocated means, if not zeroes. */
-  reset(total: number, unallocated = MEANING.unallocated): void {
-    this.#meaning = { ...MEANING, unallocated };
-    this.#model = new MapModel(total);
+  /** Starts a picture, of which nothing may be known yet. */
+  reset(model: Picture): void {
+    this.#model = model;
+    this.#marks = undefined;
+    this.#highlight = undefined;
     this.#cursor = 0;
     this.#caption.textContent = "Reading the map…";
-    this.#look(0, total);
+    this.#look(0, model.total);
   }
 
-  get model(): MapModel {
-    return this.#model;
+  /** Marks ranges on the picture, such as what a bitmap holds dirty; nothing takes the marks away. */
+  set marks(marks: Marks | undefined) {
+    this.#marks = marks;
+    this.#redraw();
+  }
+
+  /** Frames a range, and brings it into the picture. */
+  highlight(start: number, length: number): void {
+    this.#highlight = { start, length };
+    if (start < this.#start || start >= this.#start + this.#span) this.#look(start - this.#span / 2, this.#span);
+    this.#redraw();
+  }
+
+  /** Shows an offset closely, with the cursor on it. */
+  lookAt(at: number): void {
+    if (at < this.#start || at >= this.#start + this.#span) this.#look(at - this.#span / 2, this.#span);
+    this.#cursor = Math.max(0, Math.min(this.#cells() - 1, Math.floor((at - this.#start) / this.#perCell())));
+    this.#tell(at);
+    this.#redraw();
   }
 
   /** More of the map has arrived, or all of it (`complete`), or as much as will be shown. */
   update(complete?: boolean): void {
     this.#legend.replaceChildren(
-      ...KINDS.map((kind) => {
-        const bytes = this.#model.bytes[kind];
-        const label = element("span", {}, element("strong", { text: kind }), ` ${size(bytes)}, ${percent(bytes, this.#model.total)}`);
-        return element("li", { class: `key ${kind}${bytes === 0 ? " none" : ""}`, title: this.#meaning[kind] }, label);
+      ...this.#model.kinds.map(({ name, meaning }, index) => {
+        const bytes = this.#model.bytes[index] ?? 0;
+        const label = element("span", {}, element("strong", { text: name }), ` ${size(bytes)}, ${percent(bytes, this.#model.total)}`);
+        return element("li", { class: `key ${className(name)}${bytes === 0 ? " none" : ""}`, title: meaning }, label);
       }),
     );
-    if (complete === false) this.#say(`The map ends at ${offset(this.#model.end)}: the disk has more extents than fit in the picture.`);
-    else if (complete) this.#tell(this.#guestOf(this.#cursor));
+    if (complete === false) this.#say(`The map ends at ${offset(this.#model.end)}: there is more than fits in the picture.`);
+    else if (complete) this.#tell(this.#offsetOf(this.#cursor));
     this.#redraw();
   }
 
@@ -102,7 +147,7 @@ export class MapView extends HTMLElement {
         if (cells !== 0) drag.moved = true;
         if (drag.moved) this.#look(drag.start + cells * this.#perCell(), this.#span);
       }
-      this.#tell(this.#guestOf(this.#cellAt(event)));
+      this.#tell(this.#offsetOf(this.#cellAt(event)));
     };
     // The finger scrolls the page instead.
     grid.onpointercancel = () => (drag = undefined);
@@ -112,7 +157,7 @@ export class MapView extends HTMLElement {
       if (!clicked) return;
       this.#cursor = this.#cellAt(event);
       this.#redraw();
-      this.#pick();
+      this.pick();
     };
     grid.addEventListener(
       "wheel",
@@ -120,7 +165,7 @@ export class MapView extends HTMLElement {
         // A wheel that only passes by scrolls the page.
         if (!event.ctrlKey && !event.metaKey && document.activeElement !== grid) return;
         event.preventDefault();
-        this.#zoom(event.deltaY < 0 ? 0.5 : 2, this.#guestOf(this.#cellAt(event)));
+        this.#zoom(event.deltaY < 0 ? 0.5 : 2, this.#offsetOf(this.#cellAt(event)));
       },
       { passive: false },
     );
@@ -148,7 +193,7 @@ export class MapView extends HTMLElement {
     return this.#span / this.#cells();
   }
 
-  #guestOf(cell: number): number {
+  #offsetOf(cell: number): number {
     return Math.min(this.#start + cell * this.#perCell(), Math.max(0, this.#model.total - 1));
   }
 
@@ -164,12 +209,12 @@ export class MapView extends HTMLElement {
     this.#span = Math.min(Math.max(span, Math.min(total, this.#cells() * LEAST_PER_CELL)), total);
     this.#start = Math.max(0, Math.min(start, total - this.#span));
     const whole = this.#span === total;
-    const shown = whole ? "The whole disk" : `${size(this.#span)} from ${offset(Math.floor(this.#start))}`;
+    const shown = whole ? `The whole ${this.#whole}` : `${size(this.#span)} from ${offset(Math.floor(this.#start))}`;
     this.#place.textContent = `${shown}; a cell is ${size(Math.max(1, Math.round(this.#perCell())))}.`;
     this.#redraw();
   }
 
-  /** Zooms so that the guest offset `around` stays where it is. */
+  /** Zooms so that the offset `around` stays where it is. */
   #zoom(factor: number, around: number): void {
     const share = this.#span > 0 ? (around - this.#start) / this.#span : 0;
     const span = Math.min(Math.max(this.#span * factor, 1), this.#model.total);
@@ -181,9 +226,9 @@ export class MapView extends HTMLElement {
   #key(event: KeyboardEvent): void {
     const columns = this.#columns();
     const acts: Record<string, () => void> = {
-      "+": () => this.#zoom(0.5, this.#guestOf(this.#cursor)),
-      "=": () => this.#zoom(0.5, this.#guestOf(this.#cursor)),
-      "-": () => this.#zoom(2, this.#guestOf(this.#cursor)),
+      "+": () => this.#zoom(0.5, this.#offsetOf(this.#cursor)),
+      "=": () => this.#zoom(0.5, this.#offsetOf(this.#cursor)),
+      "-": () => this.#zoom(2, this.#offsetOf(this.#cursor)),
       "0": () => this.#look(0, this.#model.total),
       ArrowRight: () => this.#step(1),
       ArrowLeft: () => this.#step(-1),
@@ -193,13 +238,13 @@ export class MapView extends HTMLElement {
       PageUp: () => this.#look(this.#start - this.#span, this.#span),
       Home: () => this.#jump(0),
       End: () => this.#jump(this.#model.total),
-      Enter: () => this.#pick(),
+      Enter: () => this.pick(),
     };
     const act = acts[event.key];
     if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     act();
-    this.#tell(this.#guestOf(this.#cursor));
+    this.#tell(this.#offsetOf(this.#cursor));
     this.#redraw();
   }
 
@@ -225,22 +270,18 @@ export class MapView extends HTMLElement {
     if (this.#caption.textContent !== text) this.#caption.textContent = text;
   }
 
-  /** Says what is at a guest offset. */
-  #tell(guest: number): void {
-    const extent = this.#model.extentAt(guest);
-    if (!extent) return;
-    const place = `${offset(extent.start)} to ${offset(extent.start + extent.length - 1)}, ${size(extent.length)}`;
-    const lost = extent.offset !== null && extent.offset >= (this.sizeOf(extent.file ?? "") ?? Infinity);
-    const file = extent.file?.split(/[/\\]/).at(-1) ?? "the file";
-    const stored = extent.offset === null ? "" : ` At ${offset(extent.offset)} in ${file}${lost ? ", which ends before that" : ""}.`;
-    const depth = extent.depth > 0 && extent.kind === "backing" ? ` Image ${extent.depth} down the chain.` : "";
-    this.#say(`${place}: ${extent.kind}, ${this.#meaning[extent.kind]}.${stored}${depth}`);
+  /** Says what is at an offset. */
+  #tell(at: number): void {
+    const text = this.#model.describe(Math.floor(at));
+    if (text === undefined) return;
+    this.#say(text);
+    this.onpoint(Math.floor(at));
   }
 
-  #pick(): void {
-    const guest = Math.floor(this.#guestOf(this.#cursor));
-    const extent = this.#model.extentAt(guest);
-    if (extent) this.onpick(extent, guest);
+  /** Chooses what the cursor is on. */
+  pick(): void {
+    const at = Math.floor(this.#offsetOf(this.#cursor));
+    if (at < this.#model.end) this.onpick(at);
   }
 
   /** Draws with the next frame, once. */
@@ -254,7 +295,7 @@ export class MapView extends HTMLElement {
   #draw(): void {
     const columns = this.#columns();
     const style = getComputedStyle(this);
-    const colors = KINDS.map((kind: Kind) => style.getPropertyValue(`--map-${kind}`));
+    const colors = this.#model.kinds.map(({ name }) => style.getPropertyValue(`--map-${className(name)}`));
     const empty = style.getPropertyValue("--map-unallocated");
     const ink = style.getPropertyValue("--ink");
     const paint = (canvas: HTMLCanvasElement, width: number, height: number): CanvasRenderingContext2D | null => {
@@ -290,6 +331,20 @@ export class MapView extends HTMLElement {
     for (let cell = 0; cell < part.kind.length; cell++) {
       const [x, y] = [(cell % columns) * CELL, Math.floor(cell / columns) * CELL];
       fill(grid, part.kind[cell] as number, part.share[cell] as number, x, y, CELL - GAP, CELL - GAP);
+    }
+    const marked = this.#marks?.cells(this.#start, this.#span, this.#cells());
+    grid.fillStyle = ink;
+    for (let cell = 0; marked && cell < marked.kind.length; cell++) {
+      if ((marked.kind[cell] as number) < 0) continue;
+      grid.fillRect((cell % columns) * CELL + 2, Math.floor(cell / columns) * CELL + 2, CELL - GAP - 4, CELL - GAP - 4);
+    }
+    const lit = this.#highlight;
+    if (lit && lit.start < this.#start + this.#span && lit.start + lit.length > this.#start) {
+      const from = Math.max(0, Math.floor((lit.start - this.#start) / this.#perCell()));
+      const to = Math.min(this.#cells() - 1, Math.floor((lit.start + lit.length - 1 - this.#start) / this.#perCell()));
+      grid.strokeStyle = style.getPropertyValue("--bad");
+      grid.lineWidth = 1.5;
+      for (let cell = from; cell <= to; cell++) grid.strokeRect((cell % columns) * CELL, Math.floor(cell / columns) * CELL, CELL - GAP, CELL - GAP);
     }
     if (document.activeElement === this.#grid) {
       grid.strokeStyle = ink;

@@ -1,7 +1,7 @@
 // <hex-view>: bytes of the disk or of a file. Only the visible rows exist; the scroll bar stands for the whole.
 
-import { button, element, hex, offset } from "./format";
-import type { Space } from "./protocol";
+import { button, element, exactly, hex, offset } from "../format";
+import type { Space } from "../protocol";
 
 /** Narrow windows have room for half a row. */
 const NARROW = matchMedia("(max-width: 40rem)");
@@ -9,6 +9,8 @@ const NARROW = matchMedia("(max-width: 40rem)");
 const MAX_SCROLL_PIXELS = 4_000_000;
 const PAGE_BYTES = 64 * 1024;
 const MAX_PAGES = 64;
+/** No more than this goes to the clipboard. */
+const MAX_COPY_BYTES = 1 << 20;
 
 export interface Mark {
   offset: number;
@@ -28,6 +30,8 @@ export class HexView extends HTMLElement {
   #space: ByteSpace = { space: 0, label: "", size: 0 };
   #top = 0;
   #cursor = 0;
+  /** The other end of what is selected; the cursor is one end of it. */
+  #anchor = 0;
   #mark: Mark | undefined;
   #read: Reader = async () => new Uint8Array();
   #pages = new Map<number, Uint8Array | Promise<Uint8Array>>();
@@ -53,19 +57,52 @@ export class HexView extends HTMLElement {
     const scroller = this.#scroller;
     scroller.tabIndex = 0;
     scroller.setAttribute("role", "application");
-    scroller.ariaLabel = "Bytes. Arrow keys move by byte and row, Page keys by page, Home and End to the ends.";
+    scroller.ariaLabel = "Bytes. Arrow keys move by byte and row, Page keys by page, Home and End to the ends; with Shift they select.";
     scroller.onkeydown = (event) => this.#key(event);
     scroller.onscroll = () => this.#scrolled();
     scroller.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
-    this.#rows.onclick = (event) => {
+    const under = (event: MouseEvent): number | undefined => {
       const at = (event.target as HTMLElement).dataset["at"];
-      if (at !== undefined) this.#moveTo(Number(at));
+      return at === undefined ? undefined : Number(at);
+    };
+    this.#rows.onpointerdown = (event) => {
+      const at = under(event);
+      if (at !== undefined && event.button === 0) this.#moveTo(at, event.shiftKey);
+    };
+    this.#rows.onpointermove = (event) => {
+      const at = under(event);
+      if (at !== undefined && event.buttons === 1 && event.pointerType === "mouse" && at !== this.#cursor) this.#moveTo(at, true);
+    };
+    scroller.oncopy = (event) => {
+      event.preventDefault();
+      void this.copy("hex");
     };
     scroller.append(this.#rows, this.#spacer);
     this.#about.setAttribute("aria-live", "polite");
     const label = element("label", { text: "Go to " }, this.#position);
     this.append(element("div", { class: "bar" }, this.#select, label, button("Start", () => this.#moveTo(0)), button("End", () => this.#moveTo(Infinity))), scroller, this.#about);
     new ResizeObserver(() => this.#layout()).observe(scroller);
+  }
+
+  /** The space that is shown. */
+  get space(): ByteSpace {
+    return this.#space;
+  }
+
+  /** The bytes from the anchor to the cursor, both included. */
+  get selection(): Mark {
+    const [start, end] = [Math.min(this.#anchor, this.#cursor), Math.max(this.#anchor, this.#cursor)];
+    return { offset: start, length: this.#space.size === 0 ? 0 : end - start + 1 };
+  }
+
+  /** Puts what is selected on the clipboard; gives how many bytes that were. */
+  async copy(as: "hex" | "text"): Promise<number> {
+    const { offset: start, length } = this.selection;
+    const count = Math.min(length, MAX_COPY_BYTES);
+    const bytes = await this.#read(this.#space.space, start, count);
+    const text = as === "hex" ? Array.from(bytes, (byte) => hex(byte, 2)).join(" ") : new TextDecoder().decode(bytes);
+    await navigator.clipboard.writeText(text);
+    return count;
   }
 
   setup(spaces: ByteSpace[], read: Reader): void {
@@ -76,6 +113,12 @@ export class HexView extends HTMLElement {
     this.#mark = undefined;
     this.#space = { space: -1, label: "", size: 0 };
     this.show(spaces[0]?.space ?? 0, 0);
+  }
+
+  /** Reads again what is shown: it may have changed. */
+  refresh(): void {
+    this.#pages = new Map();
+    this.#layout();
   }
 
   /** Shows a place, with bytes marked. */
@@ -90,6 +133,7 @@ export class HexView extends HTMLElement {
     }
     this.#mark = mark;
     this.#cursor = Math.max(0, Math.min(at, next.size - 1));
+    this.#anchor = mark ? Math.min(this.#cursor + Math.max(0, mark.length - 1), Math.max(0, next.size - 1)) : this.#cursor;
     this.#layout();
     const row = Math.floor(this.#cursor / this.#rowBytes);
     if (row < this.#top || row >= this.#top + this.#visible() - 1) this.#scrollTo(row - 2);
@@ -118,8 +162,8 @@ export class HexView extends HTMLElement {
     this.#rowBytes = rowBytes;
     const height = Math.min(this.#totalRows() * this.#rowHeight(), MAX_SCROLL_PIXELS);
     this.#spacer.style.height = `${Math.max(0, height - this.#scroller.clientHeight)}px`;
-    this.#top = Math.min(this.#top, this.#lastTop());
-    this.#draw();
+    // What is not seen has no height to scroll in.
+    this.#scrollTo(this.#scroller.clientHeight === 0 ? this.#top : Math.min(this.#top, this.#lastTop()));
   }
 
   #scrollRange(): number {
@@ -165,11 +209,12 @@ export class HexView extends HTMLElement {
     const move = moves[event.key];
     if (move === undefined || event.altKey || event.metaKey) return;
     event.preventDefault();
-    this.#moveTo(this.#cursor + move);
+    this.#moveTo(this.#cursor + move, event.shiftKey);
   }
 
-  #moveTo(at: number): void {
+  #moveTo(at: number, extend = false): void {
     this.#cursor = Math.max(0, Math.min(at, this.#space.size - 1));
+    if (!extend) this.#anchor = this.#cursor;
     const row = Math.floor(this.#cursor / this.#rowBytes);
     if (row < this.#top) this.#scrollTo(row);
     else if (row > this.#top + this.#visible() - 1) this.#scrollTo(row - this.#visible() + 1);
@@ -230,6 +275,7 @@ export class HexView extends HTMLElement {
   #paint(start: number, end: number, byteAt: (at: number) => number | undefined): void {
     const digits = Math.max(8, hex(this.#space.size).length);
     const mark = this.#mark;
+    const selected = this.selection;
     const rows: HTMLElement[] = [];
     for (let row = start; row < end; row += this.#rowBytes) {
       const bytes = element("span", { class: "bytes" });
@@ -244,6 +290,7 @@ export class HexView extends HTMLElement {
           cell.dataset["at"] = String(at);
           if (byte === 0) cell.classList.add("zero");
           if (mark && at >= mark.offset && at < mark.offset + mark.length) cell.classList.add("marked");
+          if (selected.length > 1 && at >= selected.offset && at < selected.offset + selected.length) cell.classList.add("selected");
           if (at === this.#cursor) cell.classList.add("cursor");
         }
         bytes.append(shown);
@@ -268,7 +315,8 @@ export class HexView extends HTMLElement {
     }
     const number = (count: number): bigint => bytes.slice(0, count).reduce((value, byte) => (value << 8n) | BigInt(byte ?? 0), 0n);
     const parts = [1, 2, 4, 8].filter((count) => count <= length).map((count) => `${count * 8} bits ${number(count)}`);
-    this.#about.textContent = `At ${offset(this.#cursor)} (${this.#cursor}), big-endian: ${parts.join(", ")}.`;
+    const selected = this.selection.length > 1 ? ` ${exactly(this.selection.length)} selected from ${offset(this.selection.offset)}.` : "";
+    this.#about.textContent = `At ${offset(this.#cursor)} (${this.#cursor}), big-endian: ${parts.join(", ")}.${selected}`;
   }
 }
 

@@ -1,0 +1,133 @@
+// The ways in which an image comes to the page: chosen, dropped, a folder, an address, the sample, or served by `diskette serve`.
+
+import { button, element, size } from "./format";
+import type { Given, Opening, Surveyed } from "./protocol";
+import { ask } from "./rpc";
+
+const $ = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
+
+interface Host {
+  open(opening: Opening): Promise<void>;
+  complain(error: unknown): void;
+  say(text: string): void;
+}
+
+/** A folder is looked into no further than this. */
+const MAX_FOLDER_FILES = 2000;
+
+/** What `diskette serve` says it serves. */
+interface Manifest {
+  writable: boolean;
+  images: { name: string; size: number; url: string }[];
+}
+
+/** What some browsers give besides. */
+interface HandleItem extends DataTransferItem {
+  getAsFileSystemHandle?(): Promise<FileSystemHandle | null>;
+}
+
+const given = (files: Iterable<File>): Given[] => Array.from(files, (file) => ({ file }));
+const files = (all: Given[]): Opening => ({ from: "files", files: all, wish: {} });
+
+/** What was dropped, with handles where the browser gives them. They have to be asked for before the event is over. */
+async function dropped(transfer: DataTransfer): Promise<Given[]> {
+  const handles = [...transfer.items]
+    .filter(({ kind }) => kind === "file")
+    .map((item) => ({ file: item.getAsFile(), handle: (item as HandleItem).getAsFileSystemHandle?.() }));
+  const all: Given[] = [];
+  for (const { file, handle } of handles) {
+    const known = await handle?.catch(() => null);
+    if (known?.kind === "directory") all.push(...given(await filesIn(known as FileSystemDirectoryHandle)));
+    else if (file) all.push(known ? { file, handle: known as FileSystemFileHandle } : { file });
+  }
+  return all;
+}
+
+async function filesIn(folder: FileSystemDirectoryHandle): Promise<File[]> {
+  const found: File[] = [];
+  for await (const entry of folder.values()) {
+    if (found.length === MAX_FOLDER_FILES) break;
+    if (entry.kind === "file") found.push(await (entry as FileSystemFileHandle).getFile());
+  }
+  return found;
+}
+
+/** Of many files the user picks the image; those that it names come with it. */
+async function pick(all: Given[], host: Host): Promise<void> {
+  host.say(`Looking at ${all.length} files…`);
+  const found = await ask("survey", { files: all.slice(0, MAX_FOLDER_FILES).map(({ file }) => file) });
+  const named = new Set(found.flatMap((image) => image.named.filter((name) => name !== image.name)));
+  const tops = found.filter(({ name }) => !named.has(name));
+  const begin = (image: Surveyed): void => {
+    const first = all.filter(({ file }) => file.name === image.name);
+    void host.open(files([...first, ...all.filter(({ file }) => file.name !== image.name)]));
+  };
+  if (tops.length === 1) return begin(tops[0] as Surveyed);
+  const list = $("choice");
+  list.hidden = false;
+  host.say(tops.length === 0 ? "None of these files is an image of a known format. Choose one by itself to look at its bytes." : "Which image?");
+  list.replaceChildren(
+    element("ul", { class: "plain" }, ...tops.map((image) => element("li", {}, button(image.name, () => begin(image), "link"), ` ${image.format}, ${size(image.virtualSize)}`))),
+  );
+}
+
+async function openSample(host: Host): Promise<void> {
+  const response = await fetch("./sample.qcow2");
+  if (!response.ok) throw new Error(`the sample is missing (${response.status})`);
+  await host.open(files([{ file: new File([await response.blob()], "sample.qcow2") }]));
+}
+
+/** The images of `diskette serve`, where the page is its. */
+async function openServed(host: Host): Promise<void> {
+  const address = document.querySelector<HTMLMetaElement>('meta[name="diskette-serve"]')?.content;
+  if (address === undefined) return;
+  const response = await fetch(address);
+  if (!response.ok) throw new Error(`diskette serve answered ${response.status}; is it still running?`);
+  const { images } = (await response.json()) as Manifest;
+  const begin = (image: Manifest["images"][number]): void =>
+    void host.open({ from: "url", url: new URL(image.url, new URL(address, location.href)).href, follow: true, wish: {} });
+  const list = $("served");
+  list.hidden = images.length < 2;
+  list.replaceChildren(element("p", { text: "Served on this machine:" }), element("ul", { class: "plain" }, ...images.map((image) => element("li", {}, button(image.name, () => begin(image), "link"), ` ${size(image.size)}`))));
+  if (images[0]) begin(images[0]);
+}
+
+/** Lets the user give an image in every way there is. */
+export function listenForImages(host: Host): void {
+  const guarded = (work: Promise<void>): void => void work.catch((error: unknown) => host.complain(error));
+  const fileInput = $<HTMLInputElement>("files");
+  fileInput.onchange = () => {
+    if (fileInput.files?.length) guarded(host.open(files(given(fileInput.files))));
+  };
+  const folderInput = $<HTMLInputElement>("folder");
+  folderInput.onchange = () => {
+    if (folderInput.files?.length) guarded(pick(given(folderInput.files), host));
+  };
+  $("url-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const url = $<HTMLInputElement>("url").value.trim();
+    if (/^https?:\/\/./.test(url)) guarded(host.open({ from: "url", url, follow: false, wish: {} }));
+    else host.complain({ message: "the address has to begin with http:// or https://.", kind: "" });
+  });
+  $("sample").onclick = () => guarded(openSample(host));
+
+  let dragging = 0;
+  const drop = (on: number): void => {
+    dragging = Math.max(0, on);
+    document.body.classList.toggle("dropping", dragging > 0);
+  };
+  document.addEventListener("dragenter", () => drop(dragging + 1));
+  document.addEventListener("dragleave", () => drop(dragging - 1));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop(0);
+    if (!event.dataTransfer) return;
+    const taken = dropped(event.dataTransfer).then((all) => {
+      if (all.length === 0) return;
+      return all.length > 8 ? pick(all, host) : host.open(files(all));
+    });
+    guarded(taken);
+  });
+  guarded(openServed(host));
+}

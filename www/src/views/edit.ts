@@ -1,0 +1,181 @@
+// Changes of metadata in the file itself. First every byte that will change is shown, then an undo file is saved, then it is written.
+
+import { type App, type Current, type View, baseName } from "../app";
+import { button, element, exactly, hex, offset } from "../format";
+import type { Edit, Plan } from "../protocol";
+import { ask } from "../rpc";
+import { download } from "../saving";
+import { fromUndoFile, toUndoFile } from "../undo";
+import { named, section } from "./panel";
+
+/** Changes shown at most; an undo file has all. */
+const MAX_SHOWN = 200;
+const MAX_BYTES_SHOWN = 32;
+
+interface OpenPicker {
+  showOpenFilePicker(options: { multiple: false }): Promise<[FileSystemFileHandle]>;
+}
+
+const canWrite = "showOpenFilePicker" in window;
+
+export function editView(app: App): View {
+  const acts = named("edits", element("div", { class: "edits" }));
+  const say = named("edit-status", element("p"));
+  say.setAttribute("role", "status");
+  const preview = named("preview", element("section", {}));
+  preview.hidden = true;
+  let current: Current | undefined;
+  let plan: Plan | undefined;
+  let undoSaved = false;
+
+  const tell = (text: string, style = ""): void => void ([say.textContent, say.className] = [text, style]);
+
+  async function prepare(edit: Edit): Promise<void> {
+    tell("Working out what will change…");
+    preview.hidden = true;
+    try {
+      const made = await ask("plan-edit", { edit });
+      if (made.changes.length === 0 && made.sizeAfter === made.sizeBefore) return tell("Nothing has to change.", "good");
+      show(made, false);
+    } catch (error) {
+      tell(`This cannot be done: ${(error as Error).message}`, "bad");
+    }
+  }
+
+  const bytes = (all: Uint8Array): string => {
+    const shown = Array.from(all.subarray(0, MAX_BYTES_SHOWN), (byte) => hex(byte, 2)).join(" ");
+    return all.length > MAX_BYTES_SHOWN ? `${shown} … (${exactly(all.length)})` : shown || "nothing";
+  };
+
+  /** Shows a plan. One that comes from an undo file needs none of its own. */
+  function show(made: Plan, undoing: boolean): void {
+    plan = made;
+    undoSaved = undoing;
+    const total = made.changes.reduce((sum, { before, after }) => sum + Math.max(before.length, after.length), 0);
+    const rows = made.changes.slice(0, MAX_SHOWN).map(({ offset: at, before, after }) => {
+      const go = button(offset(at), () => app.go({ view: "data", space: 0, at, length: Math.max(1, before.length) }), "link mono");
+      return element("tr", {}, element("td", {}, go), element("td", { class: "mono", text: bytes(before) }), element("td", { class: "mono", text: bytes(after) }));
+    });
+    const head = (text: string): HTMLElement => Object.assign(element("th", { text }), { scope: "col" });
+    const table = element("table", {}, element("thead", {}, element("tr", {}, head("Offset"), head("Now"), head("Then"))), element("tbody", {}, ...rows));
+    const more = made.changes.length > MAX_SHOWN ? element("p", { class: "quiet", text: `and ${made.changes.length - MAX_SHOWN} more places; the undo file has all.` }) : "";
+    const resized = made.sizeAfter === made.sizeBefore ? "" : ` The file will be ${exactly(made.sizeAfter)} long instead of ${exactly(made.sizeBefore)}.`;
+    const write = button("Write to the file", () => void apply());
+    write.id = "edit-apply";
+    write.disabled = !undoSaved;
+    const save = button("Save the undo file", () => {
+      download(`${made.name}.undo.json`, toUndoFile(made));
+      undoSaved = true;
+      write.disabled = false;
+      tell("The undo file is in your downloads. Keep it until you are sure.");
+    });
+    save.id = "edit-undo";
+    const steps = undoing ? [write] : [save, write];
+    const scroll = element("div", { class: "scroll" }, table);
+    scroll.tabIndex = 0;
+    preview.replaceChildren(
+      element("h3", { text: `What changes in ${made.name}` }),
+      element("p", { text: `${exactly(total)} in ${made.changes.length.toLocaleString("en")} ${made.changes.length === 1 ? "place" : "places"}.${resized}` }),
+      scroll,
+      more,
+      element("div", { class: "bar" }, ...steps, button("Leave it", leave)),
+    );
+    preview.hidden = false;
+    tell(undoing ? "This puts back what the undo file kept." : "Nothing has been written. Save the undo file first.");
+  }
+
+  function leave(): void {
+    plan = undefined;
+    preview.hidden = true;
+    tell("Nothing was changed.");
+  }
+
+  /** The handle of the image's file: the one it was dropped with, or one that the user chooses now. */
+  async function handleOf(shown: Current, name: string): Promise<FileSystemFileHandle | undefined> {
+    const known = shown.opening.from === "files" ? shown.opening.files.find(({ file }) => file.name === name)?.handle : undefined;
+    const handle = known ?? (await (window as unknown as OpenPicker).showOpenFilePicker({ multiple: false }))[0];
+    const asking = handle as FileSystemFileHandle & { requestPermission?(options: { mode: "readwrite" }): Promise<PermissionState> };
+    const permission = await asking.requestPermission?.({ mode: "readwrite" });
+    if (permission !== undefined && permission !== "granted") throw new Error("the browser was not allowed to write the file");
+    return handle;
+  }
+
+  async function apply(): Promise<void> {
+    const shown = app.current;
+    if (!shown || !plan || !undoSaved) return;
+    const made = plan;
+    try {
+      const handle = await handleOf(shown, made.name);
+      if (!handle) return;
+      tell("Writing…");
+      await ask("apply-edit", { handle, plan: made });
+      const file = await handle.getFile();
+      const { opening } = shown;
+      const others = opening.from === "files" ? opening.files.filter((given) => given.file.name !== made.name) : [];
+      await app.open({ from: "files", files: [{ file, handle }, ...others], wish: opening.wish });
+      tell(`${made.name} was changed.`, "good");
+    } catch (error) {
+      if ((error as Error).name === "AbortError") return tell("Nothing was changed.");
+      tell(`Nothing was changed: ${(error as Error).message}`, "bad");
+    }
+  }
+
+  function row(title: string, about: string, ...controls: HTMLElement[]): HTMLElement {
+    return element("div", { class: "edit" }, element("div", {}, element("strong", { text: title }), element("span", { class: "doc", text: about })), element("div", { class: "bar" }, ...controls));
+  }
+
+  function editsOf({ opened }: Current): HTMLElement[] {
+    const { info } = opened;
+    const rows: HTMLElement[] = [];
+    if (info.format === "qcow2") {
+      rows.push(row("Give lost space back", "Clusters that are counted as used and are not: leaks.", button("Repair leaks…", () => void prepare({ kind: "repair-leaks" }))));
+      for (const { id, name } of info.snapshots) {
+        const shown = name || `number ${id}`;
+        rows.push(row(`Forget the snapshot “${shown}”`, "The disk as it is now does not change.", button("Delete…", () => void prepare({ kind: "delete-snapshot", name }))));
+      }
+      const name = named("backing-name", element("input"));
+      const format = named("backing-format", element("input"));
+      [name.value, format.value] = [info.backingFile?.name ?? "", info.backingFile?.format ?? ""];
+      [name.ariaLabel, format.ariaLabel] = ["Name of the backing file", "Format of the backing file"];
+      [name.placeholder, format.placeholder] = ["base.qcow2", "qcow2"];
+      const set = (): void => void prepare({ kind: "set-backing", name: name.value.trim() || null, format: name.value.trim() ? format.value.trim() || null : null });
+      rows.push(row("Backing file", "Only the name that is written in the header. What shows through changes if the other file differs.", name, format, button("Change the name…", set)));
+    }
+    const undo = named("undo-file", element("input"));
+    undo.type = "file";
+    undo.ariaLabel = "Undo file";
+    undo.onchange = async () => {
+      const file = undo.files?.[0];
+      if (!file) return;
+      try {
+        show(fromUndoFile(await file.text()), true);
+      } catch (error) {
+        tell(`${baseName(file.name)} cannot be used: ${(error as Error).message}`, "bad");
+      }
+    };
+    rows.push(row("Undo", "Put back what an undo file of this image kept.", undo));
+    return rows;
+  }
+
+  return {
+    name: "edit",
+    title: "Edit",
+    element: element("div", {}, section("Change the image where it is", acts, say), preview),
+    opened(next) {
+      if (current === next) return;
+      current = next;
+      plan = undefined;
+      preview.hidden = true;
+      tell("");
+      const why =
+        next.opening.from === "url"
+          ? "An image behind an address cannot be changed here. Download it and choose the file."
+          : !canWrite
+            ? "This browser cannot write files in place. Chromium and its relatives can; so can the diskette command line."
+            : next.opening.wish.snapshot
+              ? "A snapshot is looked at. Go back to the present to change the image."
+              : "";
+      acts.replaceChildren(...(why ? [element("p", { class: "quiet", text: why })] : editsOf(next)));
+    },
+  };
+}

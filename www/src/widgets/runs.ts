@@ -1,0 +1,101 @@
+// Runs of bytes of one kind, in order, as columns of numbers: a large disk has millions.
+
+/** A run: its columns begin with start and length. */
+export abstract class Runs {
+  readonly total: number;
+  /** Offset up to which the runs reach. */
+  end = 0;
+  count = 0;
+  /** Bytes of each kind. */
+  readonly bytes: number[];
+  protected columns: Float64Array;
+  readonly #width: number;
+
+  constructor(total: number, kinds: number, width: number) {
+    this.total = total;
+    this.bytes = new Array<number>(kinds).fill(0);
+    this.#width = width;
+    this.columns = new Float64Array(width * 64);
+  }
+
+  /** The kind of the run whose columns begin at an index. Of two kinds in one place of a picture the lower is shown. */
+  protected abstract kindAt(index: number): number;
+
+  /** Takes runs that follow those that are there; gives the index of their first column. */
+  protected add(columns: Float64Array, end: number): number {
+    const from = this.count * this.#width;
+    const needed = from + columns.length;
+    if (needed > this.columns.length) {
+      const larger = new Float64Array(Math.max(needed, this.columns.length * 2));
+      larger.set(this.columns.subarray(0, from));
+      this.columns = larger;
+    }
+    this.columns.set(columns, from);
+    this.count += columns.length / this.#width;
+    this.end = end;
+    for (let at = from; at < needed; at += this.#width) {
+      const kind = this.kindAt(at);
+      this.bytes[kind] = (this.bytes[kind] ?? 0) + (this.columns[at + 1] as number);
+    }
+    return from;
+  }
+
+  /** Index of the first column of the run that holds an offset, or of the last one before it. */
+  protected indexAt(offset: number): number {
+    let low = 0;
+    let high = this.count - 1;
+    while (low < high) {
+      const middle = (low + high + 1) >> 1;
+      if ((this.columns[middle * this.#width] as number) <= offset) low = middle;
+      else high = middle - 1;
+    }
+    return low * this.#width;
+  }
+
+  /** Start, length and kind of the run that holds an offset. */
+  runAt(offset: number): { start: number; length: number; kind: number } | undefined {
+    if (this.count === 0) return undefined;
+    const at = this.indexAt(offset);
+    const [start, length] = [this.columns[at] as number, this.columns[at + 1] as number];
+    return offset >= start && offset < start + length ? { start, length, kind: this.kindAt(at) } : undefined;
+  }
+
+  /**
+   * For each of `cells` equal parts of a range: its most telling kind, so that a small allocation in a large disk is seen,
+   * and that kind's share of the cell. Kind -1 is not known yet.
+   */
+  cells(start: number, span: number, cells: number): { kind: Int8Array; share: Float32Array } {
+    const kind = new Int8Array(cells).fill(-1);
+    const share = new Float32Array(cells);
+    if (this.count === 0 || span <= 0) return { kind, share };
+    const step = span / cells;
+    for (let at = this.indexAt(start); at < this.count * this.#width; at += this.#width) {
+      const from = Math.max(0, ((this.columns[at] as number) - start) / step);
+      const to = Math.min(cells, ((this.columns[at] as number) + (this.columns[at + 1] as number) - start) / step);
+      if (from >= cells) break;
+      const own = this.kindAt(at);
+      for (let cell = Math.floor(from); cell < to; cell++) {
+        const part = Math.min(to, cell + 1) - Math.max(from, cell);
+        const shown = kind[cell] as number;
+        if (shown === own) share[cell] = (share[cell] as number) + part;
+        else if (shown < 0 || own < shown) [kind[cell], share[cell]] = [own, part];
+      }
+    }
+    return { kind, share };
+  }
+}
+
+/** Ranges that are marked on a picture, such as those that a bitmap holds dirty. */
+export class Marks extends Runs {
+  constructor(total: number) {
+    super(total, 1, 2);
+  }
+
+  append(ranges: Float64Array): void {
+    this.add(ranges, this.total);
+  }
+
+  protected kindAt(): number {
+    return 0;
+  }
+}

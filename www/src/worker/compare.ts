@@ -1,0 +1,119 @@
+// Whether two disks hold the same bytes. What is zero on both by their maps is not read.
+
+import type { Image } from "diskette/full";
+
+import type { Ops } from "../protocol";
+import { openOne } from "./opening";
+import { type Call, type Handlers, current } from "./state";
+
+const COLUMNS = 6;
+const PIECE_BYTES = 1 << 20;
+/** Differences closer than this are one, so that a list of them can be read. */
+const JOIN_BYTES = 512;
+
+let other: Image | undefined;
+
+/** Stretches of the union of what two disks hold, in order. */
+async function* union(one: Image, two: Image): AsyncGenerator<[start: number, end: number], void, void> {
+  const sides = [data(one), data(two)] as const;
+  const heads = [await sides[0].next(), await sides[1].next()];
+  let open: [number, number] | undefined;
+  while (!heads[0]?.done || !heads[1]?.done) {
+    const [left, right] = heads.map((head) => (head.done ? Infinity : head.value[0])) as [number, number];
+    const side = left <= right ? 0 : 1;
+    const [start, end] = heads[side]?.value as [number, number];
+    heads[side] = await sides[side].next();
+    if (open && start <= open[1]) open[1] = Math.max(open[1], end);
+    else {
+      if (open) yield open;
+      open = [start, end];
+    }
+  }
+  if (open) yield open;
+}
+
+async function* data(image: Image): AsyncGenerator<[number, number], void, void> {
+  for await (const { columns } of image.mapPages()) {
+    for (let at = 0; at < columns.length; at += COLUMNS) {
+      const [start, length, , flags] = columns.subarray(at, at + COLUMNS) as unknown as [number, number, number, number];
+      if (flags & 4) yield [start, start + length];
+    }
+  }
+}
+
+/** Bytes of a disk, and zeroes behind its end. */
+async function padded(image: Image, offset: number, length: number, signal: AbortSignal): Promise<Uint8Array> {
+  const there = Math.max(0, Math.min(length, image.size - offset));
+  const bytes = there > 0 ? await image.read(offset, there, { signal }) : new Uint8Array();
+  if (there === length) return bytes;
+  const all = new Uint8Array(length);
+  all.set(bytes);
+  return all;
+}
+
+/** Calls `found` for each run of bytes that differ. */
+function differences(one: Uint8Array, two: Uint8Array, base: number, found: (start: number, end: number) => void): void {
+  let start = -1;
+  let last = -1;
+  for (let at = 0; at < one.length; at++) {
+    if (one[at] === two[at]) continue;
+    if (start >= 0 && at - last > JOIN_BYTES) {
+      found(base + start, base + last + 1);
+      start = at;
+    } else if (start < 0) start = at;
+    last = at;
+  }
+  if (start >= 0) found(base + start, base + last + 1);
+}
+
+async function compare({ opening }: Ops["compare"]["ask"], call: Call<Ops["compare"]["part"]>): Promise<Ops["compare"]["reply"]> {
+  const { image: one } = current();
+  await other?.close();
+  other = undefined;
+  const { image: two, opened } = await openOne(opening, call.signal);
+  other = two;
+  const total = Math.max(one.size, two.size);
+  let ranges: number[] = [];
+  let differing = 0;
+  let count = 0;
+  let open: [number, number] | undefined;
+  const close = (): void => {
+    if (!open) return;
+    ranges.push(open[0], open[1] - open[0]);
+    differing += open[1] - open[0];
+    count += 1;
+    open = undefined;
+  };
+  const found = (start: number, end: number): void => {
+    if (open && start - open[1] <= JOIN_BYTES) open[1] = end;
+    else {
+      close();
+      open = [start, end];
+    }
+  };
+  const tell = (done: number): void => {
+    call.part({ done, total, ranges: Float64Array.from(ranges) });
+    ranges = [];
+  };
+  for await (const [start, end] of union(one, two)) {
+    for (let at = start; at < end; ) {
+      call.signal.throwIfAborted();
+      const length = Math.min(PIECE_BYTES, end - at);
+      const [left, right] = await Promise.all([padded(one, at, length, call.signal), padded(two, at, length, call.signal)]);
+      differences(left, right, at, found);
+      at += length;
+      tell(at);
+    }
+  }
+  close();
+  tell(total);
+  return { name: opened.name, size: two.size, missing: opened.missing, differing, count };
+}
+
+export const comparing: Pick<Handlers, "compare" | "read-other"> = {
+  compare,
+  async "read-other"({ offset, length }, { signal }) {
+    if (!other) throw Object.assign(new Error("no second image is open"), { kind: "closed" });
+    return other.read(offset, length, { signal });
+  },
+};

@@ -1,0 +1,69 @@
+// Copying the disk into a new image: to a file that was picked, or to the browser's own storage and from there to a download.
+
+// @ts-expect-error the package's entry is plain JavaScript; its declarations are those of "diskette/full"
+import { convert as convertImage } from "../../../pkg/src/full-web.js";
+import type { convert as convertType } from "diskette/full";
+
+import type { Ops } from "../protocol";
+import { type Call, type Handlers, current } from "./state";
+
+const convertTo = convertImage as typeof convertType;
+
+/** Where a copy is put together that is to be downloaded. */
+const SCRATCH = "diskette-copy";
+
+/** What holds a running copy up, by the number that its view gave it. */
+const gates = new Map<number, { open: Promise<void>; release: () => void }>();
+
+async function convert({ handle, job, options }: Ops["convert"]["ask"], { signal, part }: Call<Ops["convert"]["part"]>): Promise<File | null> {
+  const { image } = current();
+  // A copy that is paused waits before it reads on.
+  const source = {
+    size: image.size,
+    mapPages: image.mapPages.bind(image),
+    async read(...args: Parameters<typeof image.read>) {
+      await gates.get(job)?.open;
+      signal.throwIfAborted();
+      return image.read(...args);
+    },
+  };
+  const copying = { ...options, signal, onProgress: part };
+  try {
+    if (handle) {
+      await convertTo(source, handle, copying);
+      return null;
+    }
+    const storage = await navigator.storage.getDirectory();
+    const scratch = await storage.getFileHandle(SCRATCH, { create: true });
+    const access = await scratch.createSyncAccessHandle();
+    try {
+      access.truncate(0);
+      await convertTo(source, access, copying);
+    } catch (error) {
+      access.truncate(0);
+      throw error;
+    } finally {
+      access.close();
+    }
+    return await scratch.getFile();
+  } finally {
+    gates.get(job)?.release();
+    gates.delete(job);
+  }
+}
+
+export const converting: Pick<Handlers, "convert" | "pause"> = {
+  convert,
+  async pause({ job, paused }) {
+    const gate = gates.get(job);
+    if (!paused) {
+      gate?.release();
+      gates.delete(job);
+    } else if (!gate) {
+      let release = (): void => {};
+      const open = new Promise<void>((resolve) => (release = resolve));
+      gates.set(job, { open, release });
+    }
+    return null;
+  },
+};

@@ -1,0 +1,43 @@
+// Everything that reads an image runs here, away from the page.
+
+import type { Failure, FromWorker, Op, ToWorker } from "../protocol";
+import { comparing } from "./compare";
+import { converting } from "./convert";
+import { editing } from "./edit";
+import { opening } from "./opening";
+import { reading } from "./reading";
+import { type Call, type Handlers, scope } from "./state";
+
+const handlers: Handlers = { ...opening, ...reading, ...comparing, ...converting, ...editing };
+
+/** Questions that are being answered. */
+const running = new Map<number, AbortController>();
+
+function failure(error: unknown): Failure {
+  // A module that ended in the middle of its work cannot be asked again.
+  if (error instanceof WebAssembly.RuntimeError) {
+    return { message: `the part that reads images has failed (${error.message}); open the image again`, kind: "crashed", offset: null, operation: null };
+  }
+  const { name, message = String(error), kind, offset = null, operation = null } = error as Partial<Failure & Error>;
+  return { message, kind: kind ?? (name === "AbortError" ? "cancelled" : "unknown"), offset, operation };
+}
+
+async function answer(id: number, op: Op, ask: unknown): Promise<void> {
+  const controller = new AbortController();
+  running.set(id, controller);
+  const reply = (message: FromWorker, transfer: Transferable[] = []): void => scope.postMessage(message, transfer);
+  const call: Call<unknown> = { signal: controller.signal, part: (part, transfer) => reply({ id, part }, transfer) };
+  try {
+    const value = await (handlers[op] as (ask: unknown, call: Call<unknown>) => Promise<unknown>)(ask, call);
+    reply({ id, value }, value instanceof Uint8Array ? [value.buffer] : []);
+  } catch (error) {
+    reply({ id, failure: failure(error) });
+  } finally {
+    running.delete(id);
+  }
+}
+
+scope.onmessage = ({ data }: MessageEvent<ToWorker>) => {
+  if ("cancel" in data) running.get(data.id)?.abort();
+  else void answer(data.id, data.op, data.ask);
+};

@@ -1,0 +1,124 @@
+// Opening an image and what it names. Nothing is opened that the user did not give or allow.
+
+// @ts-expect-error the package's entry is plain JavaScript; its declarations are those of "diskette/full"
+import { open as openImage } from "../../../pkg/src/full-web.js";
+import type { Image, Reference, open as openType } from "diskette/full";
+
+import type { Given, Missing, Opened, Opening, Surveyed, Wish } from "../protocol";
+import { type Handlers, replace } from "./state";
+
+const open = openImage as typeof openType;
+
+/** Ends an opening when another one begins. */
+let latest = new AbortController();
+
+const baseName = (name: string): string => name.split(/[/\\]/).at(-1) ?? name;
+
+/** What an image names, without opening it. */
+async function referencesOf(input: File | string): Promise<Missing[]> {
+  const probe = await open(input);
+  const { backingFile, dataFile } = probe.info();
+  await probe.close();
+  const named: Missing[] = [];
+  if (backingFile) named.push({ name: backingFile.name, role: "backing", given: false });
+  if (dataFile) named.push({ name: dataFile.name, role: "data-file", given: false });
+  return named;
+}
+
+/** The one of several files that no other names comes first. */
+async function topFirst(files: File[]): Promise<File[]> {
+  if (files.length < 2) return files;
+  const named = new Set<string>();
+  for (const file of files) {
+    for (const { name } of await referencesOf(file).catch(() => [])) if (baseName(name) !== file.name) named.add(baseName(name));
+  }
+  const top = files.find((file) => !named.has(file.name));
+  return top ? [top, ...files.filter((file) => file !== top)] : files;
+}
+
+type Find = (reference: Reference) => File | string | null;
+
+/** Opens an image with what `find` has of the files that it names; without them its structure can still be shown. */
+async function openWith(input: File | string, named: Missing[], find: Find, options: Wish & { signal: AbortSignal }): Promise<[Image, Missing[]]> {
+  let asked: Missing[] = [];
+  const onOpen = (reference: Reference): File | string | null => {
+    const found = find(reference);
+    asked.push({ name: reference.name, role: reference.role, given: found !== null });
+    return found;
+  };
+  if (named.length > 0) {
+    try {
+      return [await open(input, { onOpen, ...options }), []];
+    } catch (error) {
+      if (asked.every(({ given }) => given)) throw error;
+    }
+  }
+  return [await open(input, options), asked];
+}
+
+async function openFiles(given: Given[], wish: Wish & { signal: AbortSignal }): Promise<[File, Image, Missing[]]> {
+  const [first, ...others] = await topFirst(given.map(({ file }) => file));
+  if (!first) throw new Error("no file was given");
+  const find: Find = ({ name }) => others.find((file) => file.name === baseName(name)) ?? null;
+  return [first, ...(await openWith(first, wish.format ? [] : await referencesOf(first), find, wish))];
+}
+
+/** An address; files beside it are fetched only if the user said so, and only from the same server. */
+async function openUrl(url: string, follow: boolean, wish: Wish & { signal: AbortSignal }): Promise<[Image, Missing[]]> {
+  const find: Find = ({ name, from }) => {
+    if (!follow || !URL.canParse(name, from)) return null;
+    const target = new URL(name, from);
+    return target.origin === new URL(url).origin ? target.href : null;
+  };
+  return openWith(url, wish.format ? [] : await referencesOf(url), find, wish);
+}
+
+/** Opens an image without taking it as the current one. */
+export async function openOne(opening: Opening, signal: AbortSignal): Promise<{ image: Image; opened: Opened; file: File | undefined }> {
+  const wish = { ...opening.wish, signal };
+  let file: File | undefined;
+  let image: Image;
+  let missing: Missing[];
+  let name: string;
+  if (opening.from === "files") {
+    [file, image, missing] = await openFiles(opening.files, wish);
+    name = file.name;
+  } else {
+    [image, missing] = await openUrl(opening.url, opening.follow, wish);
+    name = opening.url;
+  }
+  if (signal.aborted) {
+    await image.close();
+    signal.throwIfAborted();
+  }
+  return { image, opened: { name, info: image.info(), files: image.files, missing }, file };
+}
+
+async function survey(files: File[], signal: AbortSignal): Promise<Surveyed[]> {
+  const found: Surveyed[] = [];
+  for (const file of files) {
+    signal.throwIfAborted();
+    try {
+      const image = await open(file);
+      const { format, virtualSize, backingFile, dataFile } = image.info();
+      await image.close();
+      const named = [backingFile, dataFile].flatMap((reference) => (reference ? [baseName(reference.name)] : []));
+      if (format !== "raw") found.push({ name: file.name, format, virtualSize, named });
+    } catch {
+      // What cannot be opened is said when it is chosen.
+    }
+  }
+  return found;
+}
+
+export const opening: Pick<Handlers, "open" | "survey"> = {
+  async open(wanted) {
+    latest.abort();
+    latest = new AbortController();
+    await replace(undefined);
+    const { image, opened, file } = await openOne(wanted, latest.signal);
+    await replace({ image, opening: wanted, file });
+    return opened;
+  },
+  survey: ({ files }, { signal }) => survey(files, signal),
+};

@@ -1,0 +1,38 @@
+// What the parts of the worker share: the image that is open.
+
+import type { Image } from "diskette/full";
+
+import type { Op, Opening, Ops } from "../protocol";
+
+export const scope = self as unknown as DedicatedWorkerGlobalScope;
+
+/** A question while it is answered. */
+export interface Call<Part> {
+  signal: AbortSignal;
+  part(part: Part, transfer?: Transferable[]): void;
+}
+
+export type Handler<K extends Op> = (ask: Ops[K]["ask"], call: Call<Ops[K]["part"]>) => Promise<Ops[K]["reply"]>;
+export type Handlers = { [K in Op]: Handler<K> };
+
+export interface OpenImage {
+  image: Image;
+  opening: Opening;
+  /** The file that it is in, unless it is behind an address. */
+  file: File | undefined;
+}
+
+let open: OpenImage | undefined;
+
+/** The image that is open. */
+export function current(): OpenImage {
+  if (!open) throw Object.assign(new Error("no image is open"), { kind: "closed" });
+  return open;
+}
+
+/** Leaves the image that is open, and takes another. */
+export async function replace(next: OpenImage | undefined): Promise<void> {
+  const before = open;
+  open = next;
+  await before?.image.close();
+}
