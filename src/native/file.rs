@@ -113,6 +113,8 @@ pub struct File {
 struct Found {
     range: Range,
     is_data: bool,
+    /// Data begins here: the end of the hole found last. If others punch a hole there, it only costs a read.
+    data_at: Option<u64>,
     /// Counts changes of the file, so that what was found before one is not remembered after it.
     generation: u64,
 }
@@ -444,13 +446,15 @@ impl File {
         let (stretch, is_data) = if known.range.start <= range.start && range.start < known.range.end() {
             (known.range, known.is_data)
         } else {
-            let (stretch, is_data) = self.seek_extent(range.start);
+            let (stretch, is_data) = self.seek_extent(range.start, known.data_at == Some(range.start));
             // A hole that others may fill must be looked for each time; taking a hole for data only costs a read.
-            if is_data || (self.options.locking != Locking::Off && !self.options.force_share) {
-                let mut found = self.found.lock();
-                if found.generation == known.generation {
-                    *found = Found { range: stretch, is_data, ..known };
+            let keep = is_data || (self.options.locking != Locking::Off && !self.options.force_share);
+            let mut found = self.found.lock();
+            if found.generation == known.generation {
+                if keep {
+                    (found.range, found.is_data) = (stretch, is_data);
                 }
+                found.data_at = (!is_data).then_some(stretch.end());
             }
             (stretch, is_data)
         };
@@ -463,11 +467,17 @@ impl File {
     }
 
     /// The stretch of data or hole that begins at or before `at`, and whether it is data. What the file system does not
-    /// tell counts as data.
-    fn seek_extent(&self, at: u64) -> (Range, bool) {
+    /// tell counts as data. With `is_data` it is known that `at` is in data.
+    fn seek_extent(&self, at: u64, is_data: bool) -> (Range, bool) {
         let to_end = Range::new(at, u64::MAX - at);
         let Ok(start) = i64::try_from(at) else { return (to_end, true) };
         let seek = |whence| nix::unistd::lseek(self.file.as_fd(), start, whence).map(|place| place as u64);
+        if is_data
+            && let Ok(hole) = seek(Whence::SeekHole)
+            && hole > at
+        {
+            return (Range::new(at, hole - at), true);
+        }
         match seek(Whence::SeekData) {
             Ok(data) if data > at => (Range::new(at, data - at), false),
             Ok(_) => match seek(Whence::SeekHole) {

@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 use crate::engine::{CheckReport, FindingKind, Repair};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::MAX_L1_BYTES;
-use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, ZERO, compressed, word};
+use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, ZERO, compressed, used_entries, word};
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
 use crate::node::{Range, ReadFlags, WriteFlags};
 
@@ -374,11 +374,8 @@ impl<'a> Check<'a> {
         let times = uses.active.saturating_add(uses.snapshots);
         let mut next_offset = None;
         let mut zeroed = Vec::new();
-        for index in 0..header.l2_entries() {
+        for index in used_entries(table, header.l2_entry_size() as usize) {
             let entry = L2Entry::read(table, index, extended).unwrap_or_default();
-            if entry == L2Entry::default() {
-                continue;
-            }
             if !entry.is_compressed() && entry.word & RESERVED != 0 {
                 self.repeated_corruption(
                     times,
@@ -610,6 +607,7 @@ impl<'a> Check<'a> {
         let (cluster, external) = (image.header.cluster, image.header.has_data_file());
         let active = self.words(geometry.l1_offset, geometry.l1_entries, "the L1 table").await?;
         let mut table = vec![0; cluster.size() as usize];
+        let mut used = Vec::new();
         for (l1_index, entry) in active.into_iter().enumerate() {
             let at = entry & OFFSET_MASK;
             if at == 0 {
@@ -629,7 +627,9 @@ impl<'a> Check<'a> {
                 continue;
             }
             let mut changed = 0;
-            for index in 0..image.header.l2_entries() {
+            used.clear();
+            used.extend(used_entries(&table, image.header.l2_entry_size() as usize));
+            for index in used.iter().copied() {
                 let entry = L2Entry::read(&table, index, image.header.is_extended()).unwrap_or_default();
                 let Some(host) = entry.host(external) else { continue };
                 let count = if external { 1 } else { self.stored(host).await };

@@ -20,6 +20,19 @@ pub fn word(table: &[u8], index: usize) -> Option<u64> {
     Some(BE::read_u64(table.get(index.checked_mul(8)?..)?.get(..8)?))
 }
 
+/// Indices of the entries of an L2 table that say anything. Most of a sparse disk's say nothing, and are passed over many
+/// at a time.
+pub fn used_entries(table: &[u8], entry_bytes: usize) -> impl Iterator<Item = u64> + '_ {
+    const EMPTY: [u8; 256] = [0; 256];
+    let per_chunk = (EMPTY.len() / entry_bytes) as u64;
+    (0u64..).zip(table.chunks(EMPTY.len())).filter(|(_, chunk)| !EMPTY.starts_with(chunk)).flat_map(
+        move |(number, chunk)| {
+            let entries = (number * per_chunk..).zip(chunk.chunks_exact(entry_bytes));
+            entries.filter(|(_, entry)| !EMPTY.starts_with(entry)).map(|(index, _)| index)
+        },
+    )
+}
+
 /// Where a compressed cluster is and how many bytes it has at most.
 pub fn compressed(entry: u64, cluster: ClusterBits) -> (u64, u32) {
     let offset_bits = 62 - (cluster.bits() - 8);
