@@ -105,6 +105,11 @@ export interface FullOpenOptions extends OpenOptions {
    * images are opened for reading.
    */
   structureOnly?: boolean;
+  /**
+   * `null`: nothing shows through where the image holds nothing; zeroes are read there. For changes of what is not data,
+   * such as deleting a snapshot, without the files behind the image.
+   */
+  backing?: null;
 }
 
 export interface CreateOptions {

@@ -20,7 +20,8 @@ export class WritableImage extends Image {
     this.#options = options;
   }
 
-  static begin(session, name, size, { format, onOpen, passphrase, writable, structureOnly }) {
+  static begin(session, name, size, { format, onOpen, passphrase, writable, structureOnly, backing }) {
+    if (backing === null) session.ignoreBacking();
     const structure = structureOnly ?? (!onOpen && !writable && passphrase === undefined);
     return session.openAs(name, size, format, Boolean(structure), Boolean(onOpen), Boolean(writable), passphrase);
   }

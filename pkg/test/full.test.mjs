@@ -134,6 +134,20 @@ test("snapshots are made, applied and deleted", async () => {
   }
 });
 
+test("a snapshot of an overlay is deleted without the file behind it", async () => {
+  qemuImg("convert", "-O", "qcow2", path("source.raw"), path("below"));
+  qemuImg("create", "-f", "qcow2", "-b", path("below"), "-F", "qcow2", path("above"));
+  qemuImg("snapshot", "-c", "one", path("above"));
+  await assert.rejects(open(path("above"), { writable: true }), { kind: "denied" });
+  const image = await open(path("above"), { writable: true, backing: null });
+  assert.deepEqual(await image.read(0, 4096), new Uint8Array(4096));
+  await image.snapshots.delete("one");
+  await image.close();
+  clean("above");
+  assert.equal(qemuImg("snapshot", "-l", path("above")), "");
+  assert.match(qemuImg("compare", path("above"), path("source.raw")), /identical/);
+});
+
 test("the disk shrinks only when that is meant", async () => {
   qemuImg("convert", "-O", "qcow2", path("source.raw"), path("less"));
   const image = await open(path("less"), { writable: true });

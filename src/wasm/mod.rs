@@ -67,14 +67,23 @@ pub struct Session {
     next_job: u32,
     opened: Option<Opened>,
     budgets: Budgets,
+    #[cfg(feature = "write")]
+    backing: crate::drivers::BackingChoice,
 }
 
 #[wasm_bindgen]
 impl Session {
     #[wasm_bindgen(constructor)]
     pub fn new() -> Session {
-        let budgets = Budgets::default();
-        Session { stepper: Stepper::new(), jobs: BTreeMap::new(), next_job: 0, opened: None, budgets }
+        Session {
+            stepper: Stepper::new(),
+            jobs: BTreeMap::new(),
+            next_job: 0,
+            opened: None,
+            budgets: Budgets::default(),
+            #[cfg(feature = "write")]
+            backing: crate::drivers::BackingChoice::default(),
+        }
     }
 
     /// Bounds what images that are opened from now on may cost. A negative number leaves a bound as it is.

@@ -15,7 +15,7 @@ use wasm_bindgen::prelude::*;
 
 use super::{FIRST_FILE, Job, JobTask, Session, number, opened, value};
 use crate::Image;
-use crate::drivers::{CreateContext, Drivers, OpenOptions};
+use crate::drivers::{BackingChoice, CreateContext, Drivers, OpenOptions};
 use crate::engine::{ImageOptions, Repair, SnapshotChange};
 use crate::error::{Error, Result};
 use crate::node::{Node, Preallocation, Range, WriteFlags};
@@ -64,6 +64,12 @@ fn keyring(passphrase: Option<String>) -> Keyring {
 
 #[wasm_bindgen]
 impl Session {
+    /// Images that are opened from now on show nothing of their backing images: what they do not hold reads as zeroes.
+    #[wasm_bindgen(js_name = ignoreBacking)]
+    pub fn ignore_backing(&mut self) {
+        self.backing = BackingChoice::Nothing;
+    }
+
     /// As [`Session::open`], with more to choose: whether the image can be changed, whether what it names may be asked
     /// for, and the passphrase of an encrypted one.
     #[wasm_bindgen(js_name = openAs)]
@@ -88,6 +94,7 @@ impl Session {
             structure_only,
             for_check: structure_only,
             read_only: !writable,
+            backing: self.backing.clone(),
             budgets: self.budgets,
             image: ImageOptions { discard: true, ..ImageOptions::default() },
             keyring: keyring(passphrase),

@@ -76,7 +76,7 @@ function say(text: string): void {
 function complain(error: unknown, opening?: Opening): void {
   const { message, kind = "", offset = null, operation = null } = error as Partial<InspectorError> & { message: string };
   status.className = "failed";
-  const lead = opening || !current ? "It could not be opened: " : "";
+  const lead = current ? "That did not work: " : "It could not be opened: ";
   const parts: HTMLElement[] = [element("p", {}, element("strong", { text: lead }), message)];
   const advice = adviceFor(kind, operation);
   if (advice) parts.push(element("p", { text: advice }));
@@ -104,8 +104,12 @@ async function open(opening: Opening): Promise<void> {
     current = { opening, opened, layer: 0 };
     say(`${opened.name} opened in ${Math.max(1, Math.round(performance.now() - begun))} ms.`);
   } catch (error) {
-    if (turn === generation) complain(error, opening.wish.format ? undefined : opening);
-    return;
+    if (turn !== generation) return;
+    if (opening.wish.passphrase === undefined) return complain(error, opening.wish.format ? undefined : opening);
+    // What can be said of it without the passphrase is shown again, and another one can be tried.
+    const { passphrase, ...wish } = opening.wish;
+    await open({ ...opening, wish });
+    return complain({ message: `the passphrase does not open it: ${(error as Error).message}`, kind: "locked" });
   }
   results.hidden = false;
   document.body.classList.add("opened");

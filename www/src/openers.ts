@@ -98,10 +98,13 @@ export function listenForImages(host: Host): void {
   const fileInput = $<HTMLInputElement>("files");
   fileInput.onchange = () => {
     if (fileInput.files?.length) guarded(host.open(files(given(fileInput.files))));
+    // The same files can be chosen again: they may have changed.
+    fileInput.value = "";
   };
   const folderInput = $<HTMLInputElement>("folder");
   folderInput.onchange = () => {
     if (folderInput.files?.length) guarded(pick(given(folderInput.files), host));
+    folderInput.value = "";
   };
   $("url-form").addEventListener("submit", (event) => {
     event.preventDefault();

@@ -1,7 +1,7 @@
 // <map-view>: a picture of what a disk or a file holds. A strip shows the whole and which part of it the grid below shows.
 
 import { button, element, offset, percent, size } from "../format";
-import type { Marks } from "./runs";
+import type { Cells, Marks } from "./runs";
 
 /** What a picture is of. */
 export interface Picture {
@@ -12,7 +12,7 @@ export interface Picture {
   /** In the order of `bytes`, and of the numbers in `cells`; a lower one shows where several meet. */
   readonly kinds: readonly { name: string; meaning: string }[];
   readonly bytes: readonly number[];
-  cells(start: number, span: number, cells: number): { kind: Int8Array; share: Float32Array };
+  cells(start: number, span: number, cells: number): Cells;
   /** What is at an offset, in a sentence. */
   describe(at: number): string | undefined;
 }
@@ -23,8 +23,44 @@ const CELL = 9;
 const GAP = 1;
 const ROWS = 26;
 const STRIP_HEIGHT = 18;
+/** While a map arrives it is drawn this often. */
+const UPDATE_MILLISECONDS = 100;
 /** The closest look: bytes per cell. */
 const LEAST_PER_CELL = 512;
+
+type Rgb = readonly [red: number, green: number, blue: number];
+
+/** The parts of a color that is written as `#rrggbb`. */
+function rgb(color: string): Rgb {
+  const number = parseInt(color.trim().slice(1), 16);
+  return [(number >> 16) & 255, (number >> 8) & 255, number & 255];
+}
+
+/** Gives a canvas a size in CSS pixels; what is painted is not smoothed. */
+function sized(canvas: HTMLCanvasElement, width: number, height: number): CanvasRenderingContext2D | null {
+  const ratio = devicePixelRatio || 1;
+  [canvas.width, canvas.height] = [width * ratio, height * ratio];
+  [canvas.style.width, canvas.style.height] = [`${width}px`, `${height}px`];
+  const context = canvas.getContext("2d");
+  context?.scale(ratio, ratio);
+  if (context) context.imageSmoothingEnabled = false;
+  return context;
+}
+
+/** A pixel for each cell, none where nothing is known. A cell that is filled in part is paler, never too pale to be seen. */
+function pixels({ kind, share }: Cells, columns: number, rows: number, colors: readonly Rgb[], empty: Rgb): OffscreenCanvas {
+  const canvas = new OffscreenCanvas(columns, rows);
+  const image = new ImageData(columns, rows);
+  for (let cell = 0; cell < kind.length; cell++) {
+    const color = colors[kind[cell] as number];
+    if (!color) continue;
+    const weight = 0.4 + 0.6 * Math.min(1, share[cell] as number);
+    for (let part = 0; part < 3; part++) image.data[cell * 4 + part] = (color[part] as number) * weight + (empty[part] as number) * (1 - weight);
+    image.data[cell * 4 + 3] = 255;
+  }
+  canvas.getContext("2d")?.putImageData(image, 0, 0);
+  return canvas;
+}
 
 const className = (kind: string): string => kind.replaceAll(" ", "-");
 
@@ -41,6 +77,7 @@ export class MapView extends HTMLElement {
   #caption = element("p", { class: "caption extent" });
   #legend = element("ul", { class: "legend" });
   #drawing = 0;
+  #updating = 0;
   #marks: Marks | undefined;
   #highlight: { start: number; length: number } | undefined;
   /** An offset was chosen. */
@@ -116,8 +153,20 @@ export class MapView extends HTMLElement {
     this.#redraw();
   }
 
-  /** More of the map has arrived, or all of it (`complete`), or as much as will be shown. */
+  /** More of the map has arrived, or all of it (`complete`), or as much as will be shown. Pictures of parts are not hurried. */
   update(complete?: boolean): void {
+    if (complete === undefined) {
+      this.#updating ||= window.setTimeout(() => this.#show(), UPDATE_MILLISECONDS);
+      return;
+    }
+    this.#show();
+    if (complete === false) this.#say(`The map ends at ${offset(this.#model.end)}: there is more than fits in the picture.`);
+    else this.#tell(this.#offsetOf(this.#cursor));
+  }
+
+  #show(): void {
+    clearTimeout(this.#updating);
+    this.#updating = 0;
     this.#legend.replaceChildren(
       ...this.#model.kinds.map(({ name, meaning }, index) => {
         const bytes = this.#model.bytes[index] ?? 0;
@@ -125,8 +174,6 @@ export class MapView extends HTMLElement {
         return element("li", { class: `key ${className(name)}${bytes === 0 ? " none" : ""}`, title: meaning }, label);
       }),
     );
-    if (complete === false) this.#say(`The map ends at ${offset(this.#model.end)}: there is more than fits in the picture.`);
-    else if (complete) this.#tell(this.#offsetOf(this.#cursor));
     this.#redraw();
   }
 
@@ -295,43 +342,23 @@ export class MapView extends HTMLElement {
   #draw(): void {
     const columns = this.#columns();
     const style = getComputedStyle(this);
-    const colors = this.#model.kinds.map(({ name }) => style.getPropertyValue(`--map-${className(name)}`));
-    const empty = style.getPropertyValue("--map-unallocated");
+    const empty = rgb(style.getPropertyValue("--map-unallocated"));
+    const panel = style.getPropertyValue("--panel");
     const ink = style.getPropertyValue("--ink");
-    const paint = (canvas: HTMLCanvasElement, width: number, height: number): CanvasRenderingContext2D | null => {
-      const ratio = devicePixelRatio || 1;
-      [canvas.width, canvas.height] = [width * ratio, height * ratio];
-      [canvas.style.width, canvas.style.height] = [`${width}px`, `${height}px`];
-      const context = canvas.getContext("2d");
-      context?.scale(ratio, ratio);
-      return context;
-    };
-    const fill = (context: CanvasRenderingContext2D, kind: number, share: number, x: number, y: number, w: number, h: number): void => {
-      if (kind < 0) return;
-      context.globalAlpha = 1;
-      context.fillStyle = empty;
-      context.fillRect(x, y, w, h);
-      // A cell that is filled in part is paler, but never too pale to be seen.
-      context.globalAlpha = 0.4 + 0.6 * Math.min(1, share);
-      context.fillStyle = colors[kind] ?? empty;
-      context.fillRect(x, y, w, h);
-      context.globalAlpha = 1;
-    };
+    const colors = this.#model.kinds.map(({ name }) => rgb(style.getPropertyValue(`--map-${className(name)}`)));
     const width = columns * CELL;
-    const strip = paint(this.#strip, width, STRIP_HEIGHT);
-    const grid = paint(this.#grid, width, ROWS * CELL);
+    const strip = sized(this.#strip, width, STRIP_HEIGHT);
+    const grid = sized(this.#grid, width, ROWS * CELL);
     if (!strip || !grid || this.#model.total === 0) return;
-    const all = this.#model.cells(0, this.#model.total, width);
-    for (let x = 0; x < width; x++) fill(strip, all.kind[x] as number, all.share[x] as number, x, 3, 1, STRIP_HEIGHT - 6);
+    strip.drawImage(pixels(this.#model.cells(0, this.#model.total, width), width, 1, colors, empty), 0, 3, width, STRIP_HEIGHT - 6);
     strip.strokeStyle = ink;
     strip.lineWidth = 2;
     const shown = Math.max(4, (this.#span / this.#model.total) * width - 2);
     strip.strokeRect(Math.min(width - shown - 1, 1 + (this.#start / this.#model.total) * width), 1, shown, STRIP_HEIGHT - 2);
-    const part = this.#model.cells(this.#start, this.#span, this.#cells());
-    for (let cell = 0; cell < part.kind.length; cell++) {
-      const [x, y] = [(cell % columns) * CELL, Math.floor(cell / columns) * CELL];
-      fill(grid, part.kind[cell] as number, part.share[cell] as number, x, y, CELL - GAP, CELL - GAP);
-    }
+    grid.drawImage(pixels(this.#model.cells(this.#start, this.#span, this.#cells()), columns, ROWS, colors, empty), 0, 0, width, ROWS * CELL);
+    grid.fillStyle = panel;
+    for (let column = 1; column <= columns; column++) grid.fillRect(column * CELL - GAP, 0, GAP, ROWS * CELL);
+    for (let row = 1; row <= ROWS; row++) grid.fillRect(0, row * CELL - GAP, width, GAP);
     const marked = this.#marks?.cells(this.#start, this.#span, this.#cells());
     grid.fillStyle = ink;
     for (let cell = 0; marked && cell < marked.kind.length; cell++) {

@@ -1,5 +1,20 @@
 // Runs of bytes of one kind, in order, as columns of numbers: a large disk has millions.
 
+export interface Cells {
+  readonly kind: Int8Array;
+  readonly share: Float32Array;
+}
+
+interface Counted extends Cells {
+  start: number;
+  span: number;
+  /** Index of the first column of the run that is counted next, or -1. */
+  next: number;
+}
+
+/** Ranges that are counted at the same time: a picture shows the whole and a part. */
+const MAX_COUNTED = 3;
+
 /** A run: its columns begin with start and length. */
 export abstract class Runs {
   readonly total: number;
@@ -10,6 +25,7 @@ export abstract class Runs {
   readonly bytes: number[];
   protected columns: Float64Array;
   readonly #width: number;
+  readonly #counted: Counted[] = [];
 
   constructor(total: number, kinds: number, width: number) {
     this.total = total;
@@ -62,14 +78,21 @@ export abstract class Runs {
 
   /**
    * For each of `cells` equal parts of a range: its most telling kind, so that a small allocation in a large disk is seen,
-   * and that kind's share of the cell. Kind -1 is not known yet.
+   * and that kind's share of the cell. Kind -1 is not known yet. What was counted for a range is kept, and only what came
+   * since is added: pictures are drawn again and again while runs arrive.
    */
-  cells(start: number, span: number, cells: number): { kind: Int8Array; share: Float32Array } {
-    const kind = new Int8Array(cells).fill(-1);
-    const share = new Float32Array(cells);
-    if (this.count === 0 || span <= 0) return { kind, share };
+  cells(start: number, span: number, cells: number): Cells {
+    const known = this.#counted.find((other) => other.start === start && other.span === span && other.kind.length === cells);
+    const counted = known ?? { start, span, next: -1, kind: new Int8Array(cells).fill(-1), share: new Float32Array(cells) };
+    if (!known) {
+      this.#counted.unshift(counted);
+      this.#counted.length = Math.min(this.#counted.length, MAX_COUNTED);
+    }
+    if (this.count === 0 || span <= 0) return counted;
+    const { kind, share } = counted;
     const step = span / cells;
-    for (let at = this.indexAt(start); at < this.count * this.#width; at += this.#width) {
+    let at = counted.next < 0 ? this.indexAt(start) : counted.next;
+    for (; at < this.count * this.#width; at += this.#width) {
       const from = Math.max(0, ((this.columns[at] as number) - start) / step);
       const to = Math.min(cells, ((this.columns[at] as number) + (this.columns[at + 1] as number) - start) / step);
       if (from >= cells) break;
@@ -81,7 +104,8 @@ export abstract class Runs {
         else if (shown < 0 || own < shown) [kind[cell], share[cell]] = [own, part];
       }
     }
-    return { kind, share };
+    counted.next = at;
+    return counted;
   }
 }
 

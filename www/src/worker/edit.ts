@@ -113,7 +113,13 @@ class Overlay implements TargetObject {
 async function make(file: File, edit: Edit, format: string): Promise<Plan> {
   const overlay = new Overlay(file);
   const { passphrase } = current().opening.wish;
-  const image = await open(overlay, { writable: true, structureOnly: true, format, ...(passphrase ? { passphrase } : {}) });
+  const { corrupt, dirty } = current().image.info();
+  if (edit.kind !== "repair-leaks" && (corrupt || dirty)) {
+    const why = corrupt ? "it is marked corrupt" : "it was not closed cleanly";
+    throw Object.assign(new Error(`${why}; repair it first (diskette check -r all)`), { kind: "denied" });
+  }
+  const how = edit.kind === "repair-leaks" ? { structureOnly: true } : { backing: null };
+  const image = await open(overlay, { writable: true, format, ...how, ...(passphrase ? { passphrase } : {}) });
   try {
     if (edit.kind === "repair-leaks") await image.check({ repair: "leaks" });
     else if (edit.kind === "delete-snapshot") await image.snapshots.delete(edit.name);
