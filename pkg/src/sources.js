@@ -16,8 +16,14 @@ function fromBlob(blob) {
   return cached({
     name: blob.name ?? "blob",
     size: blob.size,
-    read: async (offset, length) => new Uint8Array(await blob.slice(offset, offset + length).arrayBuffer()),
+    read: async (offset, length) => new Uint8Array(await blob.slice(offset, offset + length).arrayBuffer().catch(lost)),
   });
+}
+
+/** A File stands for what it was when it was chosen; browsers say little of why it cannot be read any more. */
+function lost(cause) {
+  if (cause?.name !== "NotReadableError" && cause?.name !== "NotFoundError") throw cause;
+  throw Object.assign(new Error("the file was changed, moved or removed since it was chosen; choose it again", { cause }), { kind: "io" });
 }
 
 /** An OPFS handle for synchronous access (in a worker). It stays open when the image is closed. */

@@ -38,7 +38,7 @@ export function convertView(app: App): View {
   const bar = element("progress");
   bar.max = 1;
   bar.ariaLabel = "Progress";
-  const begin = button("Save a copy…", () => void start());
+  const begin = button("Save a copy…", () => void start(), "main");
   begin.id = "convert-begin";
   const pause = button("Pause", () => void turn(), "second");
   const cancel = button("Cancel", () => running?.stop.abort(), "second");

@@ -60,7 +60,7 @@ export function editView(app: App): View {
     const table = element("table", {}, element("thead", {}, element("tr", {}, head("Offset"), head("Now"), head("Then"))), element("tbody", {}, ...rows));
     const more = made.changes.length > MAX_SHOWN ? element("p", { class: "quiet", text: `and ${made.changes.length - MAX_SHOWN} more places; the undo file has all.` }) : "";
     const resized = made.sizeAfter === made.sizeBefore ? "" : ` The file will be ${exactly(made.sizeAfter)} long instead of ${exactly(made.sizeBefore)}.`;
-    const write = button("Write to the file", () => void apply());
+    const write = button("Write to the file", () => void apply(), "main");
     write.id = "edit-apply";
     write.disabled = !undoSaved;
     const save = button("Save the undo file", () => {
