@@ -6,7 +6,7 @@ import { button, element } from "./format";
 import { adviceFor, bytesCanBeShown } from "./advice";
 import { listenForImages } from "./openers";
 import type { Opening } from "./protocol";
-import { type InspectorError, ask } from "./rpc";
+import { type InspectorError, ask, onCrash } from "./rpc";
 import { formatRoute, parseRoute } from "./route";
 import { checkView } from "./views/check";
 import { compareView } from "./views/compare";
@@ -185,6 +185,7 @@ $("verdict").onclick = () => {
 };
 
 follow();
+onCrash((error) => complain(error));
 listenForImages({ open, complain, say });
 
 // The page is kept for use without a network; under `diskette serve`, whose addresses live as long as it does, it is not.

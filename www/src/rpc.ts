@@ -45,9 +45,17 @@ function start(): Worker {
   return made;
 }
 
+let told: (error: InspectorError) => void = () => {};
+
+/** Calls a function when the worker failed as a whole, and with it the image that is open. */
+export function onCrash(handler: (error: InspectorError) => void): void {
+  told = handler;
+}
+
 /** A worker that failed as a whole is of no more use; whoever waits for it hears of it, and the next question finds a new one. */
 function replace(message: string): void {
   worker.terminate();
+  told(new InspectorError({ message, kind: "crashed", offset: null, operation: null }));
   for (const job of waiting.values()) job.reject(new InspectorError({ message, kind: "crashed", offset: null, operation: null }));
   waiting.clear();
   worker = start();

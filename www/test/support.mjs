@@ -52,7 +52,7 @@ export function setUp(prepare) {
     });
     await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
     base = `http://127.0.0.1:${server.address().port}/`;
-    prepare();
+    await prepare();
     proxy = createServer((request, response) => (outside.push(request.url), response.writeHead(502).end()));
     proxy.on("connect", (request, socket) => (outside.push(request.url), socket.destroy()));
     await new Promise((resolve) => proxy.listen(0, "127.0.0.1", resolve));
