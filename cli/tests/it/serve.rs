@@ -827,6 +827,31 @@ fn it_ends_in_order_when_it_is_told_to() {
 }
 
 #[test]
+fn the_program_contains_the_page_or_says_how_to_get_it() {
+    let scratch = Scratch::new();
+    fs::write(scratch.path().join("disk.raw"), pattern(512)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_diskette"));
+    command.args(["serve", "disk.raw"]).current_dir(scratch.path()).stderr(Stdio::piped());
+    let mut probe = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(probe.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    if line.is_empty() {
+        let message = text(&probe.wait_with_output().unwrap().stderr);
+        assert!(message.contains("cargo xtask demo --no-serve") && message.contains("--page FOLDER"), "{message}");
+        return;
+    }
+    probe.kill().unwrap();
+    probe.wait().unwrap();
+    let server = Server::spawn(&mut command);
+    let page = server.get("");
+    assert!(page.text().contains("<meta name=\"diskette-serve\" content=\"images.json\" />"), "{}", page.text());
+    assert!(page.header("content-security-policy").contains("'wasm-unsafe-eval'"));
+    let script = page.text().split("src=\"./").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_string();
+    let script = server.get(&script);
+    assert_eq!((script.status, script.header("content-type")), (200, "text/javascript; charset=utf-8"));
+}
+
+#[test]
 fn what_cannot_be_served_is_said() {
     let scratch = Scratch::new();
     fs::write(scratch.path().join("disk.raw"), pattern(512)).unwrap();
