@@ -53,6 +53,9 @@ pub(crate) enum Command {
     Bitmap(BitmapArgs),
     /// Exercise an image: reads, writes and more, one command at a time
     Io(IoArgs),
+    /// Look at images in a browser on this machine
+    #[cfg(feature = "serve")]
+    Serve(ServeArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -343,6 +346,35 @@ pub(crate) struct InspectArgs {
     /// The image
     #[arg(value_name = "FILENAME")]
     pub(crate) file: String,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Format of the images; guessed from their contents without
+    #[arg(short = 'f', long = "format", value_name = "FMT")]
+    pub(crate) format: Option<String>,
+    /// Serve an image even if another process has it open for writing
+    #[arg(short = 'U', long, conflicts_with = "writable")]
+    pub(crate) force_share: bool,
+    /// Let the page change the images, which no other process can use meanwhile
+    #[arg(long)]
+    pub(crate) writable: bool,
+    /// Serve the files that the images name, too, to be read: backing files and data files
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Port of 127.0.0.1; any that is free without
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+    /// Folder of the page, instead of the page in this program
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) page: Option<std::path::PathBuf>,
+    /// Seconds after which a connection is closed on which nothing moves
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) timeout: u64,
+    /// The images
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) files: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -100,6 +100,8 @@ fn run() -> ExitCode {
         Command::Dd(args) => commands::dd::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
         Command::Io(args) => io::run(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => commands::serve::run(&args),
         Command::Completions { shell } => completions(shell),
         Command::Man { command } => man(command.as_deref()),
     };

@@ -196,12 +196,17 @@ pub(crate) fn trust_nobody() {
     UNTRUSTED.store(true, Ordering::Relaxed);
 }
 
+/// Whether nothing is opened that an image names.
+pub(crate) fn trusts_nobody() -> bool {
+    UNTRUSTED.load(Ordering::Relaxed)
+}
+
 fn policy() -> Policy {
-    if UNTRUSTED.load(Ordering::Relaxed) { Policy::Deny } else { Policy::Allow }
+    if trusts_nobody() { Policy::Deny } else { Policy::Allow }
 }
 
 fn budgets() -> Budgets {
-    if UNTRUSTED.load(Ordering::Relaxed) {
+    if trusts_nobody() {
         Budgets::default()
     } else {
         // As much as QEMU's tools would take.

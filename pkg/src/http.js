@@ -3,11 +3,24 @@
 import { BLOCK_BYTES, cached } from "./cache.js";
 import { SourceError, UnsupportedError, checkedNumber } from "./errors.js";
 
-/** Opens an address whose server answers range requests. */
-export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers = {} } = {}) {
+/** Opens an address whose server answers range requests; each request has `timeout` milliseconds. */
+export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers = {}, timeout } = {}) {
   const name = String(url);
   const life = new AbortController();
   const problem = (Kind, kind, message, offset = null, cause) => new Kind({ kind, message, path: name, offset, operation: "fetch" }, { cause });
+
+  const patience = timeout === undefined ? undefined : checkedNumber(timeout, "timeout");
+  /** Runs a request from its first to its last byte. `signal` ends it with its own reason, a lack of patience with ours. */
+  async function timed(offset, signal, work) {
+    if (patience === undefined) return work(signal);
+    const late = AbortSignal.timeout(patience);
+    try {
+      return await work(signal ? AbortSignal.any([signal, late]) : late);
+    } catch (cause) {
+      if (!late.aborted || signal?.aborted) throw cause;
+      throw problem(SourceError, "io", `the server took more than ${patience} ms for an answer`, offset, cause);
+    }
+  }
 
   /** Asks for bytes; the answer is about them. Of an empty file there are none (416). */
   async function request(offset, length, signal, mayBeEmpty = false) {
@@ -60,7 +73,7 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
   const version = (response) => response.headers.get("etag") ?? response.headers.get("last-modified");
 
   /** The whole size, from `Content-Range` or, where CORS hides that, from a HEAD request. */
-  async function wholeSize(response) {
+  async function wholeSize(response, signal) {
     let { total, range } = contentRange(response);
     if (range === null) {
       const answer = await fetch(name, { method: "HEAD", headers, signal }).catch(() => null);
@@ -71,21 +84,23 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
     throw problem(UnsupportedError, "unsupported", "the server does not tell the size of the file (Content-Range)");
   }
 
-  const first = await request(0, BLOCK_BYTES, signal, true);
-  const size = await wholeSize(first);
-  const head = first.status === 416 ? (await first.body?.cancel(), new Uint8Array()) : await body(first, 0, BLOCK_BYTES, signal);
-  const opened = version(first);
+  const { size, head, opened } = await timed(0, signal, async (signal) => {
+    const first = await request(0, BLOCK_BYTES, signal, true);
+    const size = await wholeSize(first, signal);
+    const head = first.status === 416 ? (await first.body?.cancel(), new Uint8Array()) : await body(first, 0, BLOCK_BYTES, signal);
+    return { size, head, opened: version(first) };
+  });
 
-  async function read(offset, length) {
-    const response = await request(offset, length, life.signal);
+  const read = (offset, length) => timed(offset, life.signal, async (signal) => {
+    const response = await request(offset, length, signal);
     const now = version(response);
     const { total } = contentRange(response);
     if ((opened !== null && now !== null && now !== opened) || (total && total !== "*" && Number(total) !== size)) {
       await response.body?.cancel();
       throw problem(SourceError, "io", "the file changed on the server while it was read; open it again", offset);
     }
-    return body(response, offset, length, life.signal);
-  }
+    return body(response, offset, length, signal);
+  });
   return cached({ name, located: true, size, read, close: () => life.abort() }, head);
 }
 

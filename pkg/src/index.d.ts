@@ -62,6 +62,8 @@ export interface OpenOptions {
   /** For http(s) addresses. */
   headers?: Record<string, string>;
   fetch?: typeof fetch;
+  /** Milliseconds that a server has for each answer; as long as `fetch` waits unless given. */
+  timeout?: number;
 }
 
 export interface NamedFile {

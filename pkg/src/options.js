@@ -32,7 +32,7 @@ const CREATE_OPTIONS = {
   refcountBits: "refcount_bits",
 };
 /** Those that are not for the format. */
-const OUR_OPTIONS = ["format", "size", "passphrase", "signal", "compressed", "onProgress", "onOpen", "budgets", "headers", "fetch"];
+const OUR_OPTIONS = ["format", "size", "passphrase", "signal", "compressed", "onProgress", "onOpen", "budgets", "headers", "fetch", "timeout"];
 
 /** Names and values in turn, as the core takes them. */
 export function createOptions(options) {

@@ -1,10 +1,9 @@
 // What runs in a worker: the package, called by messages.
 
 import { fromCore } from "./errors.js";
-import { packError } from "./worker.js";
+import { hasThreads, packError } from "./worker.js";
 
-const isBrowser = typeof globalThis.postMessage === "function" && typeof globalThis.WorkerGlobalScope === "function";
-const ready = isBrowser ? import("./full-web.js") : import("./full-node.js");
+const ready = hasThreads ? import("./full-node.js") : import("./full-web.js");
 
 const images = new Map();
 const running = new Map();
@@ -80,9 +79,20 @@ async function receive({ id, verb, args, abort, call, value, error }) {
   }
 }
 
-if (isBrowser) {
+/** Holds a lock for life, so that the page's side notices the end. Only secure pages have locks. */
+function live() {
+  const life = `diskette ${globalThis.crypto?.randomUUID?.()}`;
+  const held = globalThis.navigator?.locks?.request(life, () => {
+    post({ life });
+    return new Promise(() => {});
+  });
+  held?.catch(() => {});
+}
+
+if (!hasThreads) {
   post = (message, transfer) => globalThis.postMessage(message, transfer);
   globalThis.onmessage = ({ data }) => receive(data);
+  live();
 } else {
   const { parentPort } = await import("node:worker_threads");
   post = (message, transfer) => parentPort.postMessage(message, transfer);

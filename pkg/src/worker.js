@@ -19,14 +19,25 @@ function unpackError(value) {
 /** An address is handed over as text. */
 const postable = (input) => (input instanceof URL ? String(input) : input);
 
+/** Node.js and what does as it does, also where there are workers as in browsers. */
+export const hasThreads = typeof globalThis.process?.versions?.node === "string";
+
+/** Browsers say nothing when a worker ends, but the lock that it holds is free then. */
+function watch(life, gone) {
+  navigator.locks.request(life, () => gone("it ended")).catch(() => {});
+}
+
 async function startWorker() {
-  if (typeof globalThis.Worker === "function") {
+  if (!hasThreads) {
     const worker = new Worker(new URL("./worker-main.js", import.meta.url), { type: "module" });
     return {
       post: (message, transfer) => worker.postMessage(message, transfer),
       listen(message, gone) {
-        worker.onmessage = ({ data }) => message(data);
-        worker.onerror = (event) => gone(event.message ?? "it failed");
+        worker.onmessage = ({ data }) => (data.life === undefined ? message(data) : watch(data.life, gone));
+        worker.onerror = (event) => {
+          worker.terminate();
+          gone(event.message ?? "it failed");
+        };
       },
       rest() {},
       stop: () => worker.terminate(),
@@ -157,7 +168,6 @@ export class Pool {
     if (this.#stopped) throw closed();
     const hand = await this.#freest();
     const callbacks = { onOpen: onOpen && (async (reference) => postable(await onOpen(reference))) };
-    hand.images++;
     try {
       // What an image names is asked for while it is opened, and only then.
       const about = await hand.ask(verb, [postable(input), options, Boolean(onOpen)], { signal, callbacks });
@@ -168,14 +178,23 @@ export class Pool {
     }
   }
 
+  /** The worker for one more image, which counts from now on, so that the next in line sees it. */
   async #freest() {
     const hands = await Promise.all(this.#hands);
     const alive = hands.filter((hand) => hand.alive);
     if (alive.length < hands.length) this.#hands = alive.map((hand) => Promise.resolve(hand));
     const freest = alive.sort((a, b) => a.images - b.images)[0];
-    if (freest && (freest.images === 0 || this.#hands.length >= this.#size)) return freest;
-    const started = Hand.start();
+    if (freest && (freest.images === 0 || this.#hands.length >= this.#size)) {
+      freest.images++;
+      return freest;
+    }
+    const started = Hand.start().then((hand) => {
+      hand.images++;
+      return hand;
+    });
     this.#hands.push(started);
+    // One that cannot be started is not waited for again.
+    started.catch(() => (this.#hands = this.#hands.filter((hand) => hand !== started)));
     return started;
   }
 }

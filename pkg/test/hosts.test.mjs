@@ -1,9 +1,12 @@
 // The disk adapter, the workers and require().
 
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 
 import { ImageDisk } from "../src/disk.js";
 import { Memory, ReferenceDeniedError, convert, open as openFull } from "../src/full-node.js";
@@ -116,4 +119,55 @@ test("require() gives the same classes", async () => {
   await assert.rejects(reading.open(path("missing")), (error) => error instanceof reading.SourceError && error instanceof SourceError);
   assert.equal(required("../cjs/disk.cjs").ImageDisk, ImageDisk);
   assert.equal(required("../cjs/worker.cjs").Pool, Pool);
+});
+
+/** Runs in every worker of a process before anything else: ends it when it is asked to read at a certain place. */
+const DEADLY = `
+import { isMainThread, parentPort } from "node:worker_threads";
+if (!isMainThread) {
+  const on = parentPort.on.bind(parentPort);
+  parentPort.on = (event, receive) => on(event, (message) => {
+    const at = message.verb === "read" ? message.args[1] : 0;
+    if (at === 666) process.exit(3);
+    if (at === 667) throw new Error("out of order");
+    if (at === 668) for (;;);
+    receive(message);
+  });
+}`;
+
+const VICTIM = (worker, image) => `
+import assert from "node:assert/strict";
+import { Pool, SourceError } from ${JSON.stringify(worker)};
+const pool = new Pool({ size: 2 });
+const gone = (text) => (error) => error instanceof SourceError && error.kind === "io" && text.test(error.message) && /the worker is gone/.test(error.message);
+for (const [place, text] of [[666, /it ended/], [667, /out of order/]]) {
+  const images = await Promise.all([1, 2].map(() => pool.open(${JSON.stringify(image)})));
+  const other = images[1].read(0, 100_000);
+  const waiting = [images[0].read(place, 10), images[0].check(), images[0].read(place + 1000, 10)];
+  const outcomes = await Promise.allSettled(waiting);
+  assert.ok(outcomes.every(({ status, reason }) => status === "rejected" && gone(text)(reason)), String(outcomes.map(({ reason }) => reason)));
+  await assert.rejects(images[0].read(0, 1), gone(text));
+  assert.equal((await other).length, 100_000);
+  assert.equal((await images[1].check()).corruptions, 0);
+  await images[1].close();
+  const again = await pool.open(${JSON.stringify(image)});
+  assert.equal((await again.read(0, 512)).length, 512);
+  await again.close();
+}
+const stuck = await pool.open(${JSON.stringify(image)});
+const reading = stuck.read(668, 10);
+const rejected = assert.rejects(reading, gone(/it was stopped/));
+await pool.close();
+await rejected;
+console.log("fine");
+`;
+
+test("a worker that dies fails what it had, and the pool goes on", async () => {
+  writeFileSync(path("deadly.mjs"), DEADLY);
+  const worker = new URL("../src/worker.js", import.meta.url).href;
+  writeFileSync(path("victim.mjs"), VICTIM(worker, path("plain.qcow2")));
+  const preload = new URL(`file://${path("deadly.mjs")}`).href;
+  const run = promisify(execFile)(process.execPath, ["--import", preload, path("victim.mjs")], { cwd: fileURLToPath(new URL("..", import.meta.url)), timeout: 60_000 });
+  const { stdout } = await run.catch((error) => assert.fail(`${error.message}\n${error.stderr}`));
+  assert.equal(stdout, "fine\n");
 });

@@ -264,6 +264,8 @@ impl Session {
             "no-space" => ErrorKind::NoSpace,
             #[cfg(feature = "write")]
             "read-only" => ErrorKind::ReadOnly,
+            #[cfg(feature = "write")]
+            "busy" => ErrorKind::Busy,
             _ => ErrorKind::Io,
         };
         self.stepper.complete(id as u64, Err(Error::new(kind, message)));

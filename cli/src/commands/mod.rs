@@ -15,4 +15,6 @@ pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod rebase;
 pub(crate) mod resize;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 pub(crate) mod snapshot;

@@ -15,6 +15,8 @@ mod measures;
 mod nbd;
 mod options;
 mod repair;
+#[cfg(feature = "serve")]
+mod serve;
 mod snapshot;
 
 use std::path::{Path, PathBuf};

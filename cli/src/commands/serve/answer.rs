@@ -1,0 +1,339 @@
+//! What is answered to whom.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG,
+    HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_RANGE, LOCATION, RANGE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::{Value as Json, json};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+
+use super::guard::Guard;
+use super::images::{Change, Refusal, Served};
+use super::page::Page;
+use super::range::{BadRange, asked, changed};
+use super::stream::{Answer, Part};
+
+/// Names the page that changes an image.
+const WRITER: HeaderName = HeaderName::from_static("diskette-writer");
+/// The kind of a failure, by the names of the library.
+const ERROR: HeaderName = HeaderName::from_static("diskette-error");
+/// The most that one request writes, and how many are taken in at once.
+const MAX_BODY_BYTES: u64 = 8 << 20;
+const BODIES_AT_ONCE: usize = 4;
+/// A number in a request has no more digits.
+const MAX_NUMBER_BYTES: u64 = 20;
+
+/// Everything that is served.
+pub(super) struct Site {
+    guard: Guard,
+    page: Page,
+    images: Vec<Arc<Served>>,
+    patience: Duration,
+    bodies: Semaphore,
+}
+
+type Reply = Result<Response<Answer>, Refusal>;
+
+impl Site {
+    pub(super) fn new(guard: Guard, page: Page, images: Vec<Arc<Served>>, patience: Duration) -> Self {
+        Site { guard, page, images, patience, bodies: Semaphore::new(BODIES_AT_ONCE) }
+    }
+
+    pub(super) fn images(&self) -> &[Arc<Served>] {
+        &self.images
+    }
+
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Answer> {
+        let head_only = request.method() == Method::HEAD;
+        let path = match self.guard.admit(request.uri(), request.headers()) {
+            Ok(path) => path.to_string(),
+            Err(status) => return self.finish(plain(status, "")),
+        };
+        let response = match self.route(&path, request).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                let mut response = plain(refusal.status, &refusal.message);
+                response.headers_mut().insert(ERROR, HeaderValue::from_static(refusal.kind));
+                if let Some(methods) = refusal.allow {
+                    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+                }
+                response
+            }
+        };
+        let mut response = self.finish(response);
+        if head_only {
+            // What is not sent is not read, and its length is known all the same.
+            let length = response.body().size_hint().exact().unwrap_or(0);
+            response.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+            *response.body_mut() = Answer::Bytes(Bytes::new());
+        }
+        response
+    }
+
+    /// Adds what every answer says to browsers.
+    fn finish(&self, mut response: Response<Answer>) -> Response<Answer> {
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_SECURITY_POLICY, self.page.policy.clone());
+        for (name, value) in [
+            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (REFERRER_POLICY, "no-referrer"),
+            (CACHE_CONTROL, "no-store"),
+            (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+            (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        response
+    }
+
+    async fn route(&self, path: &str, request: Request<Incoming>) -> Reply {
+        let Some(name) = path.strip_prefix('/') else {
+            // Names in the page count from the folder.
+            let mut response = plain(StatusCode::PERMANENT_REDIRECT, "");
+            let location = HeaderValue::from_str(&self.guard.path()).map_err(internal)?;
+            response.headers_mut().insert(LOCATION, location);
+            return Ok(response);
+        };
+        if name == "images.json" {
+            only_reads(&request)?;
+            return self.list().await;
+        }
+        if let Some(rest) = name.strip_prefix("images/") {
+            let (number, verb) = rest.split_once('/').unwrap_or((rest, ""));
+            // As the list spells it.
+            let index = number.parse().ok().filter(|index: &usize| index.to_string() == number);
+            let image = index.and_then(|index| self.images.get(index)).ok_or_else(not_found)?.clone();
+            return self.image(image, verb, request).await;
+        }
+        let (bytes, kind) = self.page.find(name).ok_or_else(not_found)?;
+        only_reads(&request)?;
+        asset(bytes, kind, request.headers())
+    }
+
+    /// What is served, in JSON.
+    async fn list(&self) -> Reply {
+        let images = self.images.clone();
+        let list =
+            move || -> Vec<Json> { images.iter().enumerate().map(|(index, image)| image.describe(index)).collect() };
+        let writable = self.images.iter().any(|image| image.writable);
+        let list = json!({ "writable": writable, "images": blocking(list).await? });
+        Ok(typed(list.to_string().into(), "application/json"))
+    }
+
+    async fn image(&self, image: Arc<Served>, verb: &str, request: Request<Incoming>) -> Reply {
+        match (verb, request.method()) {
+            ("", &Method::GET | &Method::HEAD) => part(image, request).await,
+            ("", &Method::PATCH) => {
+                image.check_writer(writer(&request))?;
+                let range = span(&request)?;
+                let body = self.body(request, MAX_BODY_BYTES).await?;
+                if body.len() as u64 != range.end - range.start {
+                    let message = format!("{} bytes came where {range:?} were announced", body.len());
+                    return Err(bad(message));
+                }
+                change(image, Change::Write(range.start, body)).await
+            }
+            ("length", &Method::PUT) => {
+                image.check_writer(writer(&request))?;
+                let body = self.body(request, MAX_NUMBER_BYTES).await?;
+                let length = std::str::from_utf8(&body).ok().and_then(|text| text.parse().ok());
+                let length = length.filter(|length| i64::try_from(*length).is_ok());
+                change(image, Change::Resize(length.ok_or_else(|| bad("a length is a number below 2^63"))?)).await
+            }
+            ("zero" | "discard", &Method::POST) => {
+                image.check_writer(writer(&request))?;
+                let range = span(&request)?;
+                change(image, if verb == "zero" { Change::Zero(range) } else { Change::Discard(range) }).await
+            }
+            ("flush", &Method::POST) => {
+                image.check_writer(writer(&request))?;
+                change(image, Change::Flush).await
+            }
+            ("writer", &Method::POST) => {
+                let id = image.hand_over(writer(&request))?;
+                Ok(typed(json!({ "writer": id }).to_string().into(), "application/json"))
+            }
+            ("writer", &Method::DELETE) => {
+                let id = writer(&request).map(str::to_string);
+                image.check_writer(id.as_deref())?;
+                let response = change(image.clone(), Change::Flush).await?;
+                image.let_go(&id.unwrap_or_default());
+                Ok(response)
+            }
+            ("", _) => Err(not_allowed("GET, HEAD, PATCH")),
+            ("length", _) => Err(not_allowed("PUT")),
+            ("zero" | "discard" | "flush", _) => Err(not_allowed("POST")),
+            ("writer", _) => Err(not_allowed("POST, DELETE")),
+            _ => Err(not_found()),
+        }
+    }
+
+    /// What a request brings along, of a length that it says before.
+    async fn body(&self, request: Request<Incoming>, limit: u64) -> Result<Bytes, Refusal> {
+        let mut incoming = request.into_body();
+        let refuse = |status, message: String| Refusal::new(status, "invalid", message);
+        let length = incoming.size_hint().exact();
+        let length = length
+            .ok_or_else(|| refuse(StatusCode::LENGTH_REQUIRED, "the request does not say how long it is".into()))?;
+        if length > limit {
+            let message = format!("the request brings {length} bytes where at most {limit} are taken");
+            return Err(refuse(StatusCode::PAYLOAD_TOO_LARGE, message));
+        }
+        let _place = self.bodies.acquire().await.map_err(internal)?;
+        let receive = async {
+            let mut bytes = Vec::with_capacity(length as usize);
+            while let Some(frame) =
+                std::future::poll_fn(|cx| std::pin::Pin::new(&mut incoming).poll_frame(cx)).await.transpose()?
+            {
+                bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+            }
+            Ok::<_, hyper::Error>(Bytes::from(bytes))
+        };
+        match tokio::time::timeout(self.patience, receive).await {
+            Ok(received) => received.map_err(|error| bad(error.to_string())),
+            Err(_) => Err(refuse(StatusCode::REQUEST_TIMEOUT, "the request took too long".into())),
+        }
+    }
+}
+
+/// A part of an image, or what there is to know of it.
+async fn part(image: Arc<Served>, request: Request<Incoming>) -> Reply {
+    let headers = request.headers();
+    let file = image.clone();
+    let now = blocking(move || file.now()).await??;
+    let tag = HeaderValue::from_str(&now.tag).map_err(internal)?;
+    let is_other = |name| headers.get_all(name).iter().any(|value| *value != tag && *value != "*");
+    if is_other(IF_MATCH) || is_other(IF_RANGE) {
+        let message = "the file has changed since then; open it again";
+        return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, "io", message));
+    }
+    let mut response = match ranged(headers, now.length) {
+        Ok(Some(range)) => {
+            let mut response = Response::new(Answer::Part(Part::new(image, range.clone())));
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            response.headers_mut().insert(CONTENT_RANGE, content_range(&range, now.length)?);
+            response
+        }
+        Ok(None) if request.method() == Method::HEAD => {
+            let mut response = Response::new(Answer::Bytes(Bytes::new()));
+            response.headers_mut().insert(CONTENT_LENGTH, now.length.into());
+            response
+        }
+        Ok(None) => return Err(bad("an image is not given as a whole; ask for a range of its bytes")),
+        Err(why) => out_of_range(why, now.length)?,
+    };
+    let headers = response.headers_mut();
+    headers.insert(ETAG, tag);
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/octet-stream"));
+    Ok(response)
+}
+
+/// A file of the page, or a part of it.
+fn asset(bytes: Bytes, kind: &'static str, headers: &HeaderMap) -> Reply {
+    let length = bytes.len() as u64;
+    let mut response = match ranged(headers, length) {
+        Ok(Some(range)) => {
+            let part = bytes.slice(range.start as usize..range.end as usize);
+            let mut response = typed(part, kind);
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            response.headers_mut().insert(CONTENT_RANGE, content_range(&range, length)?);
+            response
+        }
+        Ok(None) => typed(bytes, kind),
+        Err(why) => out_of_range(why, length)?,
+    };
+    response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    Ok(response)
+}
+
+async fn change(image: Arc<Served>, change: Change) -> Reply {
+    let now = blocking(move || image.change(&change)).await??;
+    let mut response = plain(StatusCode::NO_CONTENT, "");
+    response.headers_mut().remove(CONTENT_TYPE);
+    response.headers_mut().insert(ETAG, HeaderValue::from_str(&now.tag).map_err(internal)?);
+    Ok(response)
+}
+
+/// Runs what may wait for a disk.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+    spawn_blocking(work).await.map_err(internal)
+}
+
+/// The range that a request asks for, if it asks for one.
+fn ranged(headers: &HeaderMap, length: u64) -> Result<Option<Range<u64>>, BadRange> {
+    let mut values = headers.get_all(RANGE).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(BadRange::Several);
+    }
+    asked(value.to_str().map_err(|_| BadRange::Malformed)?, length).map(Some)
+}
+
+fn out_of_range(why: BadRange, length: u64) -> Reply {
+    let message = match why {
+        BadRange::Malformed => return Err(bad("this is no range of bytes; one is 'bytes=FIRST-LAST'")),
+        BadRange::Several => "one range at a time".to_string(),
+        BadRange::Beyond => format!("the range begins behind the end; the file has {length} bytes"),
+    };
+    let mut response = plain(StatusCode::RANGE_NOT_SATISFIABLE, &message);
+    let range = HeaderValue::from_str(&format!("bytes */{length}")).map_err(internal)?;
+    response.headers_mut().insert(CONTENT_RANGE, range);
+    Ok(response)
+}
+
+fn content_range(range: &Range<u64>, length: u64) -> Result<HeaderValue, Refusal> {
+    HeaderValue::from_str(&format!("bytes {}-{}/{length}", range.start, range.end - 1)).map_err(internal)
+}
+
+/// The bytes that a change names.
+fn span(request: &Request<Incoming>) -> Result<Range<u64>, Refusal> {
+    let value = request.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    value.and_then(changed).ok_or_else(|| bad("a change names its bytes: 'Content-Range: bytes FIRST-LAST/*'"))
+}
+
+fn writer(request: &Request<Incoming>) -> Option<&str> {
+    request.headers().get(WRITER).and_then(|value| value.to_str().ok())
+}
+
+fn only_reads(request: &Request<Incoming>) -> Result<(), Refusal> {
+    match request.method() {
+        &Method::GET | &Method::HEAD => Ok(()),
+        _ => Err(not_allowed("GET, HEAD")),
+    }
+}
+
+fn typed(bytes: Bytes, kind: &'static str) -> Response<Answer> {
+    let mut response = Response::new(Answer::Bytes(bytes));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<Answer> {
+    let mut response = typed(text.to_string().into(), "text/plain; charset=utf-8");
+    *response.status_mut() = status;
+    response
+}
+
+fn bad(message: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "invalid", message)
+}
+
+fn not_found() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "not-found", "there is nothing of that name here")
+}
+
+fn not_allowed(methods: &'static str) -> Refusal {
+    Refusal { allow: Some(methods), ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "unsupported", methods) }
+}
+
+fn internal(error: impl std::fmt::Display) -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "io", error.to_string())
+}
