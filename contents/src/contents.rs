@@ -37,10 +37,15 @@ impl Contents {
     /// If the sector size is not a power of two from 512 to 4096, or the block size not one of at least 512.
     pub fn with_limits(size: u64, sector_size: u64, limits: Limits) -> Result<Self> {
         if !sector_size.is_power_of_two() || !(512..=4096).contains(&sector_size) {
-            return Err(Error::invalid(format!("the sector size is {sector_size}, not a power of two from 512 to 4096")));
+            return Err(Error::invalid(format!(
+                "the sector size is {sector_size}, not a power of two from 512 to 4096"
+            )));
         }
         if !limits.block.is_power_of_two() || !(512..=16 << 20).contains(&limits.block) {
-            return Err(Error::invalid(format!("the block size is {}, not a power of two from 512 to 16 MiB", limits.block)));
+            return Err(Error::invalid(format!(
+                "the block size is {}, not a power of two from 512 to 16 MiB",
+                limits.block
+            )));
         }
         Ok(Contents { disk: Disk::new(size, limits), sector_size, layout: None, open: None })
     }
@@ -111,7 +116,8 @@ impl Contents {
             if self.open.as_ref().is_none_or(|(open, _)| *open != volume) {
                 self.open = None;
                 let found = self.read_layout()?.volumes.get(volume);
-                let found = found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no volume {volume}")))?;
+                let found =
+                    found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no volume {volume}")))?;
                 let files = open(&disk, found)?;
                 self.open = Some((volume, files));
             }
@@ -133,7 +139,10 @@ fn open(disk: &Disk, volume: &Volume) -> Result<Box<dyn FileSystem>> {
         return Err(Error::unsupported("nothing that is known was recognised in this volume"));
     };
     let Some(reader) = found.reader else {
-        return Err(Error::unsupported(format!("{} is recognised, but its contents cannot be looked into", found.name)));
+        return Err(Error::unsupported(format!(
+            "{} is recognised, but its contents cannot be looked into",
+            found.name
+        )));
     };
     files::open(reader, View::new(disk, volume.start, volume.length))
 }

@@ -31,14 +31,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            block: 64 << 10,
-            kept: 32 << 20,
-            held: 128 << 20,
-            ahead: 4 << 20,
-            reads: 16 << 20,
-            bytes: 1 << 30,
-        }
+        Limits { block: 64 << 10, kept: 32 << 20, held: 128 << 20, ahead: 4 << 20, reads: 16 << 20, bytes: 1 << 30 }
     }
 }
 
@@ -218,6 +211,9 @@ impl Disk {
     /// As many bytes as there are, at most `length`.
     pub(crate) fn bytes(&self, offset: u64, length: u64) -> Result<Vec<u8>, Fault> {
         let there = self.size().saturating_sub(offset).min(length);
+        if there == 0 {
+            return Ok(Vec::new());
+        }
         let mut bytes = vec![0; there as usize];
         self.read(offset, &mut bytes)?;
         Ok(bytes)

@@ -70,7 +70,8 @@ const SIMPLE: &[(usize, &[u8], &str)] = &[
 /// What is recognised at the beginning of a volume.
 pub(crate) fn head(disk: &Disk, start: u64, length: u64) -> Result<Option<Found>, Fault> {
     let bytes = disk.bytes(start, HEAD.min(length))?;
-    let found = stacked(&bytes).or_else(|| boot_sector(&bytes, length)).or_else(|| unix(&bytes)).or_else(|| disc(&bytes));
+    let found =
+        stacked(&bytes).or_else(|| boot_sector(&bytes, length)).or_else(|| unix(&bytes)).or_else(|| disc(&bytes));
     Ok(found.or_else(|| apple(&bytes)).or_else(|| simple(&bytes)).or_else(|| swap(&bytes)))
 }
 
@@ -78,10 +79,7 @@ pub(crate) fn head(disk: &Disk, start: u64, length: u64) -> Result<Option<Found>
 pub(crate) fn places(start: u64, length: u64) -> [(u64, u64); 2] {
     let tail = RAID_TAIL.min(length);
     let (ring, size) = ZFS_RING;
-    [
-        (start.saturating_add(ring), size.min(length.saturating_sub(ring))),
-        (start.saturating_add(length - tail), tail),
-    ]
+    [(start.saturating_add(ring), size.min(length.saturating_sub(ring))), (start.saturating_add(length - tail), tail)]
 }
 
 /// What is recognised at those places.

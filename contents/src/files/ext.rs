@@ -47,7 +47,14 @@ impl Ext {
             _ => None,
         };
         let size = if kind == Kind::File { metadata.len() } else { 0 };
-        Ok(Entry { size, modified: Some(metadata.modified().seconds()), mode: Some(metadata.mode()), kind, target, name })
+        Ok(Entry {
+            size,
+            modified: Some(metadata.modified().seconds()),
+            mode: Some(metadata.mode()),
+            kind,
+            target,
+            name,
+        })
     }
 
     /// The file at a path, at that place. It is known to be where `open` has it, or gone to from its beginning.
@@ -151,7 +158,16 @@ fn failed(error: Ext4Error, name: &[u8]) -> Error {
         Ext4Error::NotADirectory => Error::not_a_directory(name),
         Ext4Error::IsADirectory | Ext4Error::IsASpecialFile => Error::not_a_file(name),
         Ext4Error::Encrypted => Error::unsupported(format!("'{}' is encrypted", String::from_utf8_lossy(name))),
-        Ext4Error::Incompatible(what) => Error::unsupported(format!("the file system has a feature that is not supported: {what}")),
-        other => Error::corrupt(format!("'{}': {other}", String::from_utf8_lossy(name))),
+        Ext4Error::Incompatible(what) => {
+            Error::unsupported(format!("the file system has a feature that is not supported: {what}"))
+        }
+        other => {
+            let (text, name) = (other.to_string(), String::from_utf8_lossy(name));
+            // A place of an old block map that is empty stands for a hole, which the reader takes for a block.
+            if text.contains("from block 0 (originally 0)") {
+                return Error::unsupported(format!("'{name}' has holes as only ext2 and ext3 keep them"));
+            }
+            Error::corrupt(format!("'{name}': {text}"))
+        }
     }
 }

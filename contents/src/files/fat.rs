@@ -81,7 +81,10 @@ impl FileSystem for Fat {
             match file.read(&mut bytes[done..]).map_err(|error| failed(&error, path.last()))? {
                 0 => {
                     let end = offset + done as u64;
-                    return Err(Error::corrupt(format!("the clusters of the file end after {end} bytes of {}", entry.len())));
+                    return Err(Error::corrupt(format!(
+                        "the clusters of the file end after {end} bytes of {}",
+                        entry.len()
+                    )));
                 }
                 read => done += read,
             }

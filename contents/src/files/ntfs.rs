@@ -10,7 +10,7 @@ use ntfs::{
 
 use crate::bytes::{has, le16, le32, le64};
 use crate::disk::View;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Entry, FileSystem, Kind, Page, Pager, Path, buffer, root, time};
 
 /// Records below this number are the file system's own.
@@ -38,6 +38,8 @@ struct Hit {
     record: u64,
     entry: Entry,
     is_reparse_point: bool,
+    /// Unix programs on Windows mark their special files so, and ntfs-3g does as they do.
+    is_system: bool,
 }
 
 impl Ntfs {
@@ -52,7 +54,7 @@ impl Ntfs {
 
     fn find(&self, path: &Path<'_>) -> Result<Hit> {
         let mut record = KnownNtfsFileRecordNumber::RootDirectory as u64;
-        let mut hit = Hit { record, entry: root(), is_reparse_point: false };
+        let mut hit = Hit { record, entry: root(), is_reparse_point: false, is_system: false };
         for part in &path.parts {
             if hit.entry.kind != Kind::Directory {
                 return Err(Error::not_a_directory(&hit.entry.name));
@@ -94,6 +96,9 @@ impl Ntfs {
 
     /// The entry of something found, with what only its own record says.
     fn complete(&self, hit: Hit) -> Result<Entry> {
+        if hit.is_system && hit.entry.kind == Kind::File && hit.entry.size <= MAX_REPARSE_BYTES {
+            return self.special(hit);
+        }
         if !hit.is_reparse_point {
             return Ok(hit.entry);
         }
@@ -101,7 +106,26 @@ impl Ntfs {
         let file = self.files.file(&mut view, hit.record).map_err(|error| failed(&error, &hit.entry.name))?;
         let entry = hit.entry;
         Ok(match reparse_point(&file, &mut view, &entry.name)? {
-            Some((MOUNT_POINT | SYMBOLIC_LINK | LINUX_LINK, target)) => Entry { kind: Kind::Link, size: 0, target, ..entry },
+            Some((MOUNT_POINT | SYMBOLIC_LINK | LINUX_LINK, target)) => {
+                Entry { kind: Kind::Link, size: 0, target, ..entry }
+            }
+            _ => entry,
+        })
+    }
+
+    /// The entry of a system file, which may stand for something that Windows has no kind for.
+    fn special(&self, hit: Hit) -> Result<Entry> {
+        let entry = hit.entry;
+        let bytes = match self.read_record(hit.record, &entry.name, 0, MAX_REPARSE_BYTES as usize) {
+            // What cannot be decoded is none of these.
+            Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(entry),
+            other => other?,
+        };
+        Ok(match bytes.split_at_checked(8) {
+            Some((b"IntxLNK\x01", target)) => {
+                Entry { kind: Kind::Link, size: 0, target: Some(name_bytes(target)), ..entry }
+            }
+            Some((b"IntxCHR\0" | b"IntxBLK\0", _)) => Entry { kind: Kind::Other, size: 0, ..entry },
             _ => entry,
         })
     }
@@ -111,11 +135,15 @@ impl Ntfs {
         let failed = |error: NtfsError| failed(&error, name);
         let file = self.files.file(&mut view, record).map_err(failed)?;
         match reparse_point(&file, &mut view, name)? {
-            Some((COMPRESSED_BY_FILTER, _)) => return Err(Error::unsupported("the file is compressed by Windows (WOF)")),
+            Some((COMPRESSED_BY_FILTER, _)) => {
+                return Err(Error::unsupported("the file is compressed by Windows (WOF)"));
+            }
             Some((DEDUPLICATED, _)) => return Err(Error::unsupported("the contents of the file are deduplicated")),
             Some((MOUNT_POINT | SYMBOLIC_LINK | LINUX_LINK, _)) => return Err(Error::not_a_file(name)),
             Some((tag, _)) => {
-                return Err(Error::unsupported(format!("the contents of the file are kept elsewhere (tag {tag:#010x})")));
+                return Err(Error::unsupported(format!(
+                    "the contents of the file are kept elsewhere (tag {tag:#010x})"
+                )));
             }
             None => {}
         }
@@ -208,7 +236,8 @@ fn hit(record: u64, key: &NtfsFileName) -> Hit {
     let name = name_bytes(key.name().0);
     let modified = time::nt(key.modification_time().nt_timestamp());
     let is_reparse_point = attributes.contains(NtfsFileAttributeFlags::REPARSE_POINT);
-    Hit { record, entry: Entry { name, kind, size, modified, mode: None, target: None }, is_reparse_point }
+    let is_system = attributes.contains(NtfsFileAttributeFlags::SYSTEM);
+    Hit { record, entry: Entry { name, kind, size, modified, mode: None, target: None }, is_reparse_point, is_system }
 }
 
 /// UTF-16 as UTF-8; half of a pair, which NTFS allows in names, gets the three bytes that UTF-8 would have for it.
@@ -280,9 +309,11 @@ fn initialized(attribute: &NtfsAttribute<'_, '_>, view: &View) -> Result<Option<
     if from_end < 10 {
         let (start, header) = record_of(position.get(), view)?;
         let sector = usize::try_from((place - start) / SECTOR).unwrap_or(usize::MAX);
-        let kept = le16(&header, 4).map(|at| usize::from(at).saturating_add(sector.saturating_add(1).saturating_mul(2)));
+        let kept =
+            le16(&header, 4).map(|at| usize::from(at).saturating_add(sector.saturating_add(1).saturating_mul(2)));
         let kept = kept.and_then(|at| header.get(at..)?.first_chunk::<2>().copied());
-        let kept = kept.ok_or_else(|| Error::corrupt("the record of the file is cut short").at(view.start() + start))?;
+        let kept =
+            kept.ok_or_else(|| Error::corrupt("the record of the file is cut short").at(view.start() + start))?;
         for (at, byte) in (from_end - 2..from_end).zip(kept) {
             if let Some(place) = usize::try_from(at).ok().and_then(|at| field.get_mut(at)) {
                 *place = byte;

@@ -9,7 +9,8 @@ pub(super) fn civil(year: i64, month: u32, day: u32, hour: u32, minute: u32, sec
     // Years that begin in March have their leap day at the end.
     let month = i64::from(month);
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400)
+    let days = year * 365 + year.div_euclid(4) - year.div_euclid(100)
+        + year.div_euclid(400)
         + (153 * month + 2) / 5
         + i64::from(day)
         - 1;

@@ -220,7 +220,11 @@ fn check(disk: &Disk, header: &Header, volumes: &[Volume], notes: &mut Vec<Strin
     let last = (disk.size() / header.sector).saturating_sub(1);
     let end = header.alternate.max(header.entries).max(header.last_usable);
     if end > last {
-        notes.push(format!("the GPT was made for a disk of {} sectors, this one has {}", end.saturating_add(1), last + 1));
+        notes.push(format!(
+            "the GPT was made for a disk of {} sectors, this one has {}",
+            end.saturating_add(1),
+            last + 1
+        ));
     } else if header.alternate > 1 && header.alternate < last {
         notes.push(format!("the disk has {} sectors beyond the end of its GPT", last - header.alternate));
     }

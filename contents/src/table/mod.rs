@@ -155,7 +155,12 @@ fn whole_disk(size: u64, found: Option<Found>) -> Volume {
     }
 }
 
-fn parse(disk: &Disk, sector_size: u64, whole: Option<&Found>, notes: &mut Vec<String>) -> Result<Option<Parsed>, Fault> {
+fn parse(
+    disk: &Disk,
+    sector_size: u64,
+    whole: Option<&Found>,
+    notes: &mut Vec<String>,
+) -> Result<Option<Parsed>, Fault> {
     let boot = disk.bytes(0, 512)?;
     let mbr = mbr::table(&boot).filter(|table| mbr::is_plausible(table, whole));
     let protective = mbr.as_ref().is_some_and(mbr::is_protective);
