@@ -52,7 +52,7 @@ impl Contents {
 }
 
 fn whole(number: f64) -> Result<u64> {
-    if number >= 0.0 && number <= MAX_SAFE && number.trunc() == number {
+    if (0.0..=MAX_SAFE).contains(&number) && number.trunc() == number {
         return Ok(number as u64);
     }
     Err(Error::invalid(format!("{number} is not a whole number from 0 to 2^53 - 1")))

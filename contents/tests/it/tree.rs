@@ -107,7 +107,7 @@ fn age(directory: &Path, when: &mut u64) {
             age(&path, when);
         } else if kind.is_file() {
             *when += 7200;
-            let mode = if *when % 14_400 == 0 { 0o640 } else { 0o755 };
+            let mode = if when.is_multiple_of(14_400) { 0o640 } else { 0o755 };
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode can be set");
             let file = fs::File::options().write(true).open(&path).expect("a file can be opened");
             file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(*when)).expect("a time can be set");
