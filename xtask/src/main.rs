@@ -22,7 +22,7 @@ cargo xtask TASK
   test --list             list the steps
   demo [IMAGE]            inspect an image (or a sample) and serve the browser inspector
        [--no-serve] [--port N]
-  wasm [--release]        build the JavaScript package's WebAssembly into pkg/dist
+  wasm [--release]        build the WebAssembly into pkg/dist and www/contents
   no-std                  link a bare-metal program against the library
   bench [CASE]            compare with qemu-img, and native with WebAssembly ('bench wasm': only that)
   serve DIR [--port N]    serve a folder on localhost";

@@ -19,7 +19,7 @@ const STEPS: &[Step] = &[
     Step { name: "clippy", about: "no lints", run: clippy },
     Step {
         name: "nextest",
-        about: "unit and integration tests, with the tools of QEMU and cryptsetup as oracles",
+        about: "unit and integration tests, with the tools of QEMU, cryptsetup and file systems as oracles",
         run: nextest,
     },
     Step { name: "portable", about: "the same tests of the core with the portable decoders", run: portable },
@@ -75,8 +75,27 @@ fn nextest() -> Result<()> {
     provision::cargo_tool("cargo-nextest")?;
     provision::program("qemu-img", "qemu-utils")?;
     provision::program("cryptsetup", "cryptsetup-bin")?;
+    for (program, package) in FILE_SYSTEM_TOOLS {
+        provision::program(program, package)?;
+    }
     run_process(&mut cargo(&["nextest", "run", "--workspace", "--locked"]))
 }
+
+/// What makes the disks whose contents are looked at.
+const FILE_SYSTEM_TOOLS: [(&str, &str); 12] = [
+    ("sfdisk", "fdisk"),
+    ("parted", "parted"),
+    ("mke2fs", "e2fsprogs"),
+    ("mkfs.vfat", "dosfstools"),
+    ("mcopy", "mtools"),
+    ("ntfs-3g", "ntfs-3g"),
+    ("setfattr", "attr"),
+    ("genisoimage", "genisoimage"),
+    ("mkfs.exfat", "exfatprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("mksquashfs", "squashfs-tools"),
+];
 
 fn portable() -> Result<()> {
     // Alone, so that the command line's faster decoders are not built in.
@@ -84,11 +103,12 @@ fn portable() -> Result<()> {
 }
 
 fn doctest() -> Result<()> {
-    run_process(&mut cargo(&["test", "--doc", "--package", "diskette", "--locked"]))
+    run_process(&mut cargo(&["test", "--doc", "--package", "diskette", "--package", "diskette-contents", "--locked"]))
 }
 
 fn rustdoc() -> Result<()> {
-    let mut doc = cargo(&["doc", "--package", "diskette", "--no-deps", "--locked"]);
+    let packages = ["--package", "diskette", "--package", "diskette-contents"];
+    let mut doc = cargo(&[&["doc", "--no-deps", "--locked"][..], &packages].concat());
     run_process(doc.env("RUSTDOCFLAGS", "-D warnings"))
 }
 
@@ -121,6 +141,8 @@ fn node() -> Result<()> {
 fn browser() -> Result<()> {
     provision::node()?;
     provision::program("qemu-img", "qemu-utils")?;
+    provision::program("mke2fs", "e2fsprogs")?;
+    provision::program("sfdisk", "fdisk")?;
     if !provision::has("chromium") {
         provision::debian(&["chromium"])?;
     }

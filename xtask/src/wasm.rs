@@ -27,17 +27,24 @@ const BUILDS: [Build; 2] = [
     Build { name: "full", features: "wasm,qcow2,luks,deflate,zstd,write,crypto", budget: 350 << 10 },
 ];
 
-/// Builds `pkg/dist`. With `release` the modules are also optimised by Binaryen, if pkg has it installed.
+/// The module of the inspector that looks into file systems. It is no part of the package.
+const CONTENTS: Build = Build { name: "contents", features: "wasm", budget: 180 << 10 };
+const CONTENTS_DIST: &str = "www/contents";
+
+/// Builds `pkg/dist` and `www/contents`. With `release` the modules are also optimised by Binaryen, if pkg has it installed.
 pub(crate) fn run(release: bool) -> Result<()> {
     let toolchain = Toolchain::for_target(TARGET)?;
     std::fs::create_dir_all(DIST)?;
+    std::fs::create_dir_all(CONTENTS_DIST)?;
     for build in &BUILDS {
-        make(build, toolchain, release)?;
+        make("diskette", DIST, build, toolchain, release)?;
     }
+    make("diskette-contents", CONTENTS_DIST, &CONTENTS, toolchain, release)?;
     // All are weighed before one that is too heavy is complained of.
     let mut heavy = Vec::new();
-    for build in &BUILDS {
-        let packed = weigh(build)?;
+    let modules = BUILDS.iter().map(|build| (DIST, build)).chain([(CONTENTS_DIST, &CONTENTS)]);
+    for (dist, build) in modules {
+        let packed = weigh(dist, build)?;
         if packed > build.budget {
             heavy.push(format!("the module '{}' is {} bytes over its budget", build.name, packed - build.budget));
         }
@@ -47,14 +54,15 @@ pub(crate) fn run(release: bool) -> Result<()> {
 
 /// Whether the modules are there, however old.
 pub(crate) fn are_made() -> bool {
-    BUILDS.iter().all(|build| Path::new(&build.module()).exists())
+    let all = BUILDS.iter().map(|build| build.module(DIST)).chain([CONTENTS.module(CONTENTS_DIST)]);
+    all.into_iter().all(|module| Path::new(&module).exists())
 }
 
-fn make(build: &Build, toolchain: Toolchain, release: bool) -> Result<()> {
+fn make(package: &str, dist: &str, build: &Build, toolchain: Toolchain, release: bool) -> Result<()> {
     let args = [
         "rustc",
         "--package",
-        "diskette",
+        package,
         "--lib",
         "--crate-type",
         "cdylib",
@@ -67,7 +75,7 @@ fn make(build: &Build, toolchain: Toolchain, release: bool) -> Result<()> {
         TARGET,
     ];
     run_process(&mut toolchain.cargo(&args, "std,panic_abort"))?;
-    let module = format!("{}/{TARGET}/wasm/diskette.wasm", toolchain.target_dir());
+    let module = format!("{}/{TARGET}/wasm/{}.wasm", toolchain.target_dir(), package.replace('-', "_"));
     Bindgen::new()
         .input_path(&module)
         .out_name(build.name)
@@ -76,12 +84,14 @@ fn make(build: &Build, toolchain: Toolchain, release: bool) -> Result<()> {
         .remove_name_section(true)
         .omit_default_module_path(false)
         .web(true)?
-        .generate(DIST)
+        // After a trap there has to be a fresh instance.
+        .reset_state_function(dist == CONTENTS_DIST)
+        .generate(dist)
         .context("wasm-bindgen failed")?;
-    let bound = build.module();
+    let bound = build.module(dist);
     let optimiser = Path::new("pkg/node_modules/binaryen/bin/wasm-opt");
     if release && optimiser.exists() {
-        let optimised = format!("{DIST}/optimised.wasm");
+        let optimised = format!("{dist}/optimised.wasm");
         run_process(command("node").arg(optimiser).args(["-O3", &bound, "-o", &optimised]))?;
         std::fs::rename(&optimised, &bound)?;
     }
@@ -89,14 +99,14 @@ fn make(build: &Build, toolchain: Toolchain, release: bool) -> Result<()> {
 }
 
 impl Build {
-    fn module(&self) -> String {
-        format!("{DIST}/{}_bg.wasm", self.name)
+    fn module(&self, dist: &str) -> String {
+        format!("{dist}/{}_bg.wasm", self.name)
     }
 }
 
 /// Prints what the module weighs; gives its size after gzip.
-fn weigh(build: &Build) -> Result<u64> {
-    let module = build.module();
+fn weigh(dist: &str, build: &Build) -> Result<u64> {
+    let module = build.module(dist);
     let bytes = std::fs::read(&module).with_context(|| format!("{module} was not made"))?;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(&bytes)?;
