@@ -77,8 +77,8 @@ export class ContentsError extends Error {
 
 type Answer<T> = { value: T } | { needs: { offset: number; length: number }[] };
 
-/** Pieces of a file that is streamed. */
-const PIECE = 1 << 20;
+/** Pieces of a file that is streamed: going to a place in a file takes time in some file systems. */
+const PIECE = 4 << 20;
 
 /** Reads that are under way at the same time. */
 const READS = 16;
