@@ -10,6 +10,7 @@ import { type InspectorError, ask, onCrash } from "./rpc";
 import { formatRoute, parseRoute } from "./route";
 import { checkView } from "./views/check";
 import { compareView } from "./views/compare";
+import { contentsView } from "./views/contents";
 import { convertView } from "./views/convert";
 import { dataView } from "./views/data";
 import { editView } from "./views/edit";
@@ -39,7 +40,7 @@ const app: App = {
   complain,
 };
 
-const views: View[] = [overviewView, structureView, mapView, dataView, checkView, snapshotsView, compareView, convertView, editView].map((make) => make(app));
+const views: View[] = [overviewView, structureView, mapView, dataView, contentsView, checkView, snapshotsView, compareView, convertView, editView].map((make) => make(app));
 const tabs = new Map<ViewName, HTMLButtonElement>();
 
 for (const { name, title, element: panel } of views) {

@@ -15,10 +15,17 @@ interface Host {
 /** A folder is looked into no further than this. */
 const MAX_FOLDER_FILES = 2000;
 
-/** What `diskette serve` says it serves. */
+/** What `diskette serve` says it serves. Images are numbered by their place; `named` ones are there because others name them. */
 interface Manifest {
-  writable: boolean;
-  images: { name: string; size: number; url: string }[];
+  images: {
+    name: string;
+    size: number | null;
+    problem: string | null;
+    url: string;
+    writable: boolean;
+    named: boolean;
+    references: { name: string; role: string; image: number | null }[];
+  }[];
 }
 
 /** What some browsers give besides. */
@@ -84,12 +91,21 @@ async function openServed(host: Host): Promise<void> {
   const response = await fetch(address);
   if (!response.ok) throw new Error(`diskette serve answered ${response.status}; is it still running?`);
   const { images } = (await response.json()) as Manifest;
-  const begin = (image: Manifest["images"][number]): void =>
-    void host.open({ from: "url", url: new URL(image.url, new URL(address, location.href)).href, follow: true, wish: {} });
+  const addresses = images.map(({ url }) => new URL(url, new URL(address, location.href)).href);
+  const beside = images.flatMap(({ references }, index) =>
+    references.flatMap(({ name, image }) => (image === null ? [] : [{ from: addresses[index] as string, name, url: addresses[image] as string }])),
+  );
+  const chosen = [...images.keys()].filter((index) => !images[index]?.named);
+  const begin = (index: number): void =>
+    void host.open({ from: "url", url: addresses[index] as string, follow: false, served: { writable: images[index]?.writable ?? false, beside }, wish: {} });
   const list = $("served");
-  list.hidden = images.length < 2;
-  list.replaceChildren(element("p", { text: "Served on this machine:" }), element("ul", { class: "plain" }, ...images.map((image) => element("li", {}, button(image.name, () => begin(image), "link"), ` ${size(image.size)}`))));
-  if (images[0]) begin(images[0]);
+  list.hidden = chosen.length < 2;
+  const items = chosen.map((index) => {
+    const { name, size: bytes, problem } = images[index] as Manifest["images"][number];
+    return element("li", {}, button(name, () => begin(index), "link"), problem ?? (bytes === null ? "" : ` ${size(bytes)}`));
+  });
+  list.replaceChildren(element("p", { text: "Served on this machine:" }), element("ul", { class: "plain" }, ...items));
+  if (chosen[0] !== undefined) begin(chosen[0]);
 }
 
 /** Lets the user give an image in every way there is. */

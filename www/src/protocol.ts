@@ -2,6 +2,9 @@
 
 import type { CheckReport, ImageInfo, MapPage } from "diskette";
 import type { ConvertOptions as AllConvertOptions, Progress } from "diskette/full";
+import type { Parts, RegionPage } from "diskette/inspector";
+
+import type { Layout, Page, Path } from "./contents";
 
 /** The disk that the guest sees, or one of the files that hold it. */
 export type Space = "disk" | number;
@@ -22,8 +25,14 @@ export interface Wish {
   snapshot?: string;
 }
 
+/** What `diskette serve` says of an image: whether it can be changed, and which addresses the files have that are named. */
+export interface Served {
+  writable: boolean;
+  beside: { from: string; name: string; url: string }[];
+}
+
 /** An image that is to be opened. `follow`: files that it names may be fetched, from the same server only. */
-export type Opening = { from: "files"; files: Given[]; wish: Wish } | { from: "url"; url: string; follow: boolean; wish: Wish };
+export type Opening = { from: "files"; files: Given[]; wish: Wish } | { from: "url"; url: string; follow: boolean; served?: Served; wish: Wish };
 
 /** A file that an image names and that was not opened. */
 export interface Missing {
@@ -68,8 +77,6 @@ export interface Plan {
   name: string;
   sizeBefore: number;
   sizeAfter: number;
-  /** When the file was last changed, in milliseconds since 1970. */
-  modified: number;
   changes: Change[];
 }
 
@@ -98,6 +105,21 @@ export interface Ops {
   map: Question<null, { complete: boolean }, MapPage>;
   check: Question<null, CheckReport>;
   read: Question<{ space: Space; offset: number; length: number }, Uint8Array<ArrayBuffer>>;
+  /** Parts of the image, or of the part that a path of indices leads to. */
+  structure: Question<{ path: number[]; from: number; count: number }, Parts>;
+  /** What is where in the file. */
+  regions: Question<null, null, RegionPage>;
+  /** What a bitmap marks: start and length in turn. */
+  bitmap: Question<{ name: string }, Float64Array>;
+  /** The place on the disk that is stored at a place in the image's file, if there is one. */
+  "guest-of": Question<{ offset: number }, { start: number; length: number } | null>;
+  /** How the disk is divided, and what is in its parts. */
+  layout: Question<null, Layout>;
+  list: Question<{ volume: number; path: Path; from: number; count: number }, Page>;
+  /** Bytes of a file on the disk. */
+  file: Question<{ volume: number; path: Path; offset: number; length: number }, Uint8Array<ArrayBuffer>>;
+  /** A file on the disk into one that was picked, or else as something to download. */
+  "save-file": Question<{ volume: number; path: Path; size: number; handle: FileSystemFileHandle | null }, Blob | null, number>;
   /** Bytes into a file, or else as something to download; tells how far it is. */
   export: Question<{ space: Space; offset: number; length: number; handle: FileSystemFileHandle | null }, Blob | null, number>;
   /** The first place at or after `from` that holds the bytes; tells how far it is. */
@@ -110,7 +132,8 @@ export interface Ops {
   pause: Question<{ job: number; paused: boolean }, null>;
   /** What an edit would change. */
   "plan-edit": Question<{ edit: Edit }, Plan>;
-  "apply-edit": Question<{ handle: FileSystemFileHandle; plan: Plan }, null>;
+  /** Changes a file that was picked, or else the one that `diskette serve` has at an address. */
+  "apply-edit": Question<{ to: { handle: FileSystemFileHandle } | { url: string }; plan: Plan }, null>;
 }
 
 export type Op = keyof Ops;

@@ -7,7 +7,6 @@ interface Stored {
   name: string;
   sizeBefore: number;
   sizeAfter: number;
-  modified: number;
   changes: { offset: number; before: string; after: string }[];
 }
 
@@ -41,5 +40,5 @@ export function fromUndoFile(text: string): Plan {
   }
   if (stored?.["diskette-undo"] !== 1 || typeof stored.name !== "string" || !Array.isArray(stored.changes)) throw new Error("it is not an undo file of this inspector");
   const changes = stored.changes.map(({ offset, before, after }): Change => ({ offset: whole(offset), before: fromBase64(after), after: fromBase64(before) }));
-  return { name: stored.name, sizeBefore: whole(stored.sizeAfter), sizeAfter: whole(stored.sizeBefore), modified: Date.now(), changes };
+  return { name: stored.name, sizeBefore: whole(stored.sizeAfter), sizeAfter: whole(stored.sizeBefore), changes };
 }

@@ -2,7 +2,7 @@
 
 import { type App, type Current, type View, baseName } from "../app";
 import { button, element, exactly, hex, offset } from "../format";
-import type { Edit, Plan } from "../protocol";
+import type { Edit, Given, Opening, Plan } from "../protocol";
 import { ask } from "../rpc";
 import { download } from "../saving";
 import { fromUndoFile, toUndoFile } from "../undo";
@@ -17,6 +17,16 @@ interface OpenPicker {
 }
 
 const canWrite = "showOpenFilePicker" in window;
+
+/** Why an image cannot be changed here; nothing if it can. */
+function obstacle({ opening }: Current): string {
+  if (opening.wish.snapshot) return "A snapshot is looked at. Go back to the present to change the image.";
+  if (opening.from === "url") {
+    if (!opening.served) return "An image behind an address cannot be changed here. Download it and choose the file.";
+    return opening.served.writable ? "" : "The image is served to be read only. Start diskette serve with --writable to change it here.";
+  }
+  return canWrite ? "" : "This browser cannot write files in place. Chromium and its relatives can; so can the diskette command line.";
+}
 
 export function editView(app: App): View {
   const acts = named("edits", element("div", { class: "edits" }));
@@ -91,8 +101,8 @@ export function editView(app: App): View {
   }
 
   /** The handle of the image's file: the one it was dropped with, or one that the user chooses now. */
-  async function handleOf(shown: Current, name: string): Promise<FileSystemFileHandle | undefined> {
-    const known = shown.opening.from === "files" ? shown.opening.files.find(({ file }) => file.name === name)?.handle : undefined;
+  async function handleOf(files: Given[], name: string): Promise<FileSystemFileHandle> {
+    const known = files.find(({ file }) => file.name === name)?.handle;
     const handle = known ?? (await (window as unknown as OpenPicker).showOpenFilePicker({ multiple: false }))[0];
     const asking = handle as FileSystemFileHandle & { requestPermission?(options: { mode: "readwrite" }): Promise<PermissionState> };
     const permission = await asking.requestPermission?.({ mode: "readwrite" });
@@ -100,19 +110,25 @@ export function editView(app: App): View {
     return handle;
   }
 
+  /** Writes a plan; gives how the image is opened afterwards. */
+  async function write({ opening }: Current, made: Plan): Promise<Opening> {
+    if (opening.from === "url") {
+      await ask("apply-edit", { to: { url: opening.url }, plan: made });
+      return opening;
+    }
+    const handle = await handleOf(opening.files, made.name);
+    await ask("apply-edit", { to: { handle }, plan: made });
+    const others = opening.files.filter(({ file }) => file.name !== made.name);
+    return { ...opening, files: [{ file: await handle.getFile(), handle }, ...others] };
+  }
+
   async function apply(): Promise<void> {
     const shown = app.current;
     if (!shown || !plan || !undoSaved) return;
     const made = plan;
+    tell("Writing…");
     try {
-      const handle = await handleOf(shown, made.name);
-      if (!handle) return;
-      tell("Writing…");
-      await ask("apply-edit", { handle, plan: made });
-      const file = await handle.getFile();
-      const { opening } = shown;
-      const others = opening.from === "files" ? opening.files.filter((given) => given.file.name !== made.name) : [];
-      await app.open({ from: "files", files: [{ file, handle }, ...others], wish: opening.wish });
+      await app.open(await write(shown, made));
       tell(`${made.name} was changed.`, "good");
     } catch (error) {
       if ((error as Error).name === "AbortError") return tell("Nothing was changed.");
@@ -167,14 +183,7 @@ export function editView(app: App): View {
       plan = undefined;
       preview.hidden = true;
       tell("");
-      const why =
-        next.opening.from === "url"
-          ? "An image behind an address cannot be changed here. Download it and choose the file."
-          : !canWrite
-            ? "This browser cannot write files in place. Chromium and its relatives can; so can the diskette command line."
-            : next.opening.wish.snapshot
-              ? "A snapshot is looked at. Go back to the present to change the image."
-              : "";
+      const why = obstacle(next);
       acts.replaceChildren(...(why ? [element("p", { class: "quiet", text: why })] : editsOf(next)));
     },
   };

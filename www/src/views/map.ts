@@ -1,23 +1,31 @@
-// Where the disk's bytes are: a picture of the disk, linked with the places in the file.
+// Where the disk's bytes are, and what is in the file: two pictures, linked. What the cursor is on in one is framed in the other.
 
 import { type App, type Current, type View } from "../app";
 import { button, element, offset, percent, size } from "../format";
 import { ask } from "../rpc";
+import { FileModel } from "../widgets/file-model";
 import { MapModel } from "../widgets/map-model";
 import { MapView } from "../widgets/map-view";
+import { Marks } from "../widgets/runs";
 import { named } from "./panel";
 
 export function mapView(app: App): View {
   const disk = new MapView("disk");
+  const file = new MapView("file");
   const facts = named("map-facts", element("p", { class: "quiet" }));
+  const marked = named("map-bitmap", element("p", {}));
+  const fileSection = element("section", {}, element("h3", { text: "Map of the file" }), file, button("Show these bytes", () => file.pick(), "second"));
   let model = new MapModel(0);
+  let regions = new FileModel(0);
   let current: Current | undefined;
+  /** The bitmap that is marked on the picture of the disk. */
+  let bitmap: string | undefined;
 
   async function read(shown: Current): Promise<void> {
     const { info, missing, files } = shown.opened;
     const backing = missing.find(({ role }) => role === "backing");
     const absent = backing && `nothing is stored here; the bytes are those of ${backing.name}, which is not open`;
-    model = new MapModel(info.virtualSize, (name) => files.find((file) => file.name === name)?.size, absent);
+    model = new MapModel(info.virtualSize, (name) => files.find((open) => open.name === name)?.size, absent);
     disk.reset(model);
     facts.textContent = "";
     try {
@@ -37,20 +45,79 @@ export function mapView(app: App): View {
     }
   }
 
+  async function readFile(shown: Current): Promise<void> {
+    regions = new FileModel(shown.opened.files[0]?.size ?? 0);
+    // Of a raw image the two pictures are the same.
+    fileSection.hidden = shown.opened.info.format === "raw" || regions.total === 0;
+    if (fileSection.hidden) return;
+    file.reset(regions);
+    try {
+      await ask("regions", null, {
+        part(page) {
+          if (app.current !== shown) return;
+          regions.append(page);
+          file.update();
+        },
+      });
+      if (app.current === shown) file.update(true);
+    } catch (error) {
+      if (app.current === shown) file.fail((error as Error).message);
+    }
+  }
+
+  /** Marks what a bitmap holds dirty. */
+  async function mark(name: string, shown: Current): Promise<void> {
+    if (bitmap === name) return;
+    bitmap = name;
+    marked.replaceChildren(`Reading the bitmap ${name}…`);
+    try {
+      const ranges = await ask("bitmap", { name });
+      if (app.current !== shown || bitmap !== name) return;
+      const marks = new Marks(model.total);
+      marks.append(ranges);
+      disk.marks = marks;
+      const clear = (): void => {
+        bitmap = disk.marks = undefined;
+        marked.replaceChildren();
+      };
+      marked.replaceChildren(`Dots mark what the bitmap ${name} holds dirty: ${size(marks.bytes[0] ?? 0)} in ${marks.count.toLocaleString("en")} ranges. `, button("Take the dots away", clear, "link"));
+    } catch (error) {
+      if (app.current === shown) marked.replaceChildren(`The bitmap ${name} cannot be shown: ${(error as Error).message}`);
+    }
+  }
+
   /** Leads to bytes of the disk, where they are stored if that is known. */
   disk.onpick = (guest) => {
     const extent = model.extentAt(guest);
     if (!extent) return;
-    const file = current?.opened.files.findIndex(({ name }) => name === extent.file) ?? -1;
-    if (extent.offset === null || file < 0) return app.go({ view: "data", space: "disk", at: guest });
-    app.go({ view: "data", space: file, at: extent.offset + guest - extent.start });
+    const index = current?.opened.files.findIndex(({ name }) => name === extent.file) ?? -1;
+    if (extent.offset === null || index < 0) return app.go({ view: "data", space: "disk", at: guest });
+    app.go({ view: "data", space: index, at: extent.offset + guest - extent.start });
   };
-  disk.onpoint = (at) => app.mark({ view: "map", space: "disk", at });
+  disk.onpoint = (at) => {
+    app.mark({ view: "map", space: "disk", at });
+    const extent = model.extentAt(at);
+    const own = extent?.offset !== null && extent?.file === current?.opened.files[0]?.name;
+    if (extent && own) file.highlight((extent.offset ?? 0) + at - extent.start, extent.length - (at - extent.start));
+    else file.highlight(0, 0);
+  };
+  file.onpick = (at) => app.go({ view: "data", space: 0, at });
+  /** Counts questions, so that the answer to an older one does not frame the wrong place. */
+  let asked = 0;
+  file.onpoint = async (at) => {
+    app.mark({ view: "map", space: 0, at });
+    const turn = ++asked;
+    const guest = await ask("guest-of", { offset: at }).catch(() => null);
+    if (turn !== asked) return;
+    if (guest) disk.highlight(guest.start, guest.length);
+    else disk.highlight(0, 0);
+    file.note(guest ? `It is at ${offset(guest.start)} on the disk.` : "");
+  };
 
   const find = named("map-offset", element("input"));
   find.ariaLabel = "Offset of the disk";
   find.placeholder = "0x10000";
-  const form = element("form", { class: "bar" }, element("label", { text: "Where is offset " }, find), element("button", { text: "Find" }));
+  const form = element("form", { class: "bar" }, element("label", { text: "Where is offset " }, find), element("button", { text: "Find" }), button("Show these bytes", () => disk.pick(), "second"));
   form.onsubmit = (event) => {
     event.preventDefault();
     const at = Number(find.value.trim());
@@ -59,19 +126,23 @@ export function mapView(app: App): View {
     if (wrong) find.reportValidity();
     else disk.lookAt(at);
   };
-  const bytesHere = button("Show these bytes", () => disk.pick(), "second");
 
   return {
     name: "map",
     title: "Map",
-    element: element("div", {}, element("section", {}, element("h3", { text: "Map of the disk" }), facts, disk, form, bytesHere)),
+    element: element("div", {}, element("section", {}, element("h3", { text: "Map of the disk" }), facts, marked, disk, form), fileSection),
     opened(next) {
       if (current === next) return;
       current = next;
-      void read(next);
+      bitmap = undefined;
+      marked.replaceChildren();
+      void read(next).then(() => (app.current === next ? readFile(next) : undefined));
     },
-    shown({ space, at }) {
-      if (at !== undefined && space !== undefined && space === "disk" && at < model.end) disk.lookAt(at);
+    shown({ space, at, path }, shown) {
+      if (path !== undefined) void mark(path, shown);
+      if (at === undefined) return;
+      if (space === "disk" && at < model.end) disk.lookAt(at);
+      else if (space === 0 && at < regions.end) file.lookAt(at);
     },
   };
 }

@@ -1,62 +1,124 @@
-// What is written in the file besides the disk: the header, field by field, beside its bytes.
+// Every table of the image as a tree down to single fields and bits, beside the bytes that they are.
 
-import type { HeaderField } from "diskette";
+import type { Part, Parts } from "diskette/inspector";
 
-import { type App, type View, baseName, fileOf, layerOf } from "../app";
-import { button, element, hex } from "../format";
+import { type App, type Current, type View, baseName, fileOf, layerOf } from "../app";
+import { button, element, exactly, offset, size } from "../format";
 import { ask } from "../rpc";
 import { HexView } from "../widgets/hex-view";
+import { TreeView } from "../widgets/tree-view";
 import { named } from "./panel";
 
+/** Of an image further down the chain only the header is known. */
+function headerOf(current: Current): Parts {
+  const parts = layerOf(current).header.map(
+    ({ name, offset: at, length, text, doc }): Part => ({ name, kind: "field", file: "file", offset: at, length, bits: null, value: text, doc, problem: null, children: 0, target: null, guest: null }),
+  );
+  return { total: parts.length, parts };
+}
+
 export function structureView(app: App): View {
-  const rows = named("fields", element("tbody"));
+  const tree = named("structure-tree", new TreeView<Part>());
+  tree.ariaLabel = "Structure of the image";
+  const about = named("part", element("div", {}));
+  about.setAttribute("aria-live", "polite");
   const bytes = new HexView();
-  let shown: { field: HeaderField; row: HTMLElement }[] = [];
-  let file = 0;
+  let current: Current | undefined;
+  let layer = 0;
 
-  function place({ offset, length }: HeaderField): string {
-    return length === 1 ? `byte ${hex(offset, 2)}` : `bytes ${hex(offset, 2)}–${hex(offset + length - 1, 2)}`;
+  /** The open file that a part is in. */
+  function fileIndex(shown: Current, file: Part["file"]): number {
+    if (file !== "data-file") return fileOf(shown, shown.layer);
+    const name = layerOf(shown).dataFile?.name;
+    return shown.opened.files.findIndex((open) => name !== undefined && baseName(open.name) === baseName(name));
   }
 
-  function markField(at: number): void {
-    for (const { field, row } of shown) {
-      const here = at >= field.offset && at < field.offset + field.length;
-      row.classList.toggle("current", here);
-      if (here) row.scrollIntoView({ block: "nearest" });
+  function show(part: Part, path: number[]): void {
+    if (!current) return;
+    const file = fileIndex(current, part.file);
+    if (file >= 0) bytes.show(file, part.offset, { offset: part.offset, length: part.length });
+    const facts: [string, Node | string][] = [["Place", `${offset(part.offset)}, ${exactly(part.length)}`]];
+    if (part.bits) facts.push(["Bits", part.bits.count === 1 ? `bit ${part.bits.low}` : `bits ${part.bits.low} to ${part.bits.low + part.bits.count - 1}`]);
+    if (part.value !== null) facts.push(["Value", element("span", { class: "mono", text: part.value })]);
+    const { target, guest } = part;
+    if (target) {
+      const there = fileIndex(current, target.file);
+      facts.push(["Points to", button(`${offset(target.offset)}, ${size(target.length)}`, () => app.go({ view: "data", space: Math.max(0, there), at: target.offset, length: target.length }), "link mono")]);
     }
+    if (guest) facts.push(["Of the disk", button(`${offset(guest.start)}, ${size(guest.length)}`, () => app.go({ view: "map", space: "disk", at: guest.start }), "link mono")]);
+    const list = element("dl", { class: "part" }, ...facts.map(([name, value]) => element("div", {}, element("dt", { text: name }), element("dd", {}, value))));
+    const entry = element("input");
+    entry.ariaLabel = "Number of an entry";
+    const jump = element("form", { class: "bar" }, element("label", { text: `Go to one of ${part.children.toLocaleString("en")}: ` }, entry), element("button", { text: "Go" }));
+    jump.onsubmit = (event) => {
+      event.preventDefault();
+      const index = Number(entry.value.trim());
+      if (entry.value.trim() !== "" && Number.isInteger(index) && index >= 0 && index < part.children) void tree.reveal([...path, index]);
+    };
+    about.replaceChildren(
+      element("h3", { text: part.name }),
+      ...(part.problem === null ? [] : [element("p", { class: "bad", text: part.problem })]),
+      element("p", { text: part.doc }),
+      list,
+      ...(part.children > 64 ? [jump] : []),
+    );
   }
 
-  function lead(field: HeaderField): void {
-    bytes.show(file, field.offset, { offset: field.offset, length: field.length });
-    markField(field.offset);
+  /** The smallest part that is loaded and has a byte. */
+  function partAt(file: number, at: number): number[] | undefined {
+    if (!current) return undefined;
+    let best: { part: Part; path: number[] } | undefined;
+    for (const { item: part, path } of tree.loaded()) {
+      if (part.kind === "bits" || at < part.offset || at >= part.offset + part.length || fileIndex(current, part.file) !== file) continue;
+      if (!best || part.length < best.part.length || (part.length === best.part.length && path.length > best.path.length)) best = { part, path };
+    }
+    return best?.path;
   }
 
-  bytes.onmove = (_, at) => markField(at);
-  const head = (text: string): HTMLElement => Object.assign(element("th", { text }), { scope: "col" });
-  const table = element("table", {}, element("thead", {}, element("tr", {}, head("Field"), head("Value and place"))), rows);
+  bytes.onmove = (space, at) => {
+    const path = partAt(space as number, at);
+    if (!path) return;
+    const cursor = bytes.selection;
+    void tree.reveal(path).then(() => {
+      bytes.show(space, cursor.offset);
+      bytes.focusBytes();
+    });
+  };
+  tree.onchoose = show;
+  tree.onfail = (error) => about.replaceChildren(element("p", { class: "bad", text: error.message }));
+
+  const source = {
+    async load(path: number[], from: number, count: number) {
+      if (!current) return { total: 0, items: [] };
+      const { total, parts } = layer === 0 ? await ask("structure", { path, from, count }) : headerOf(current);
+      return { total, items: parts };
+    },
+    children: (part: Part) => part.children,
+    label({ name, value, problem, children }: Part, index: number): (Node | string)[] {
+      const parts: (Node | string)[] = [element("span", { class: "name", text: name === "" ? String(index) : name })];
+      if (value !== null) parts.push(element("span", { class: "value mono", text: value.length > 60 ? `${value.slice(0, 60)}…` : value }));
+      else if (children > 0) parts.push(element("span", { class: "value", text: children.toLocaleString("en") }));
+      if (problem !== null) parts.push(element("span", { class: "bad", text: "✗ wrong" }));
+      return parts;
+    },
+  };
+
   return {
     name: "structure",
     title: "Structure",
     element: element(
       "div",
       { class: "workbench" },
-      named("header-section", element("section", {}, element("h3", { text: "Header" }), element("div", { class: "scroll" }, table))),
-      element("section", {}, element("h3", { text: "Bytes" }), bytes),
+      named("tree-section", element("section", {}, element("h3", { text: "In the file" }), element("div", { class: "scroll" }, tree))),
+      element("section", {}, about, bytes),
     ),
-    opened(current) {
-      const layer = layerOf(current);
-      file = fileOf(current, current.layer);
-      shown = layer.header.map((field) => {
-        const go = button(field.name, () => lead(field), "link mono");
-        const name = element("th", {}, go, element("span", { class: "doc", text: field.doc }));
-        name.scope = "row";
-        const row = element("tr", {}, name, element("td", { class: "mono" }, field.text, element("span", { class: "doc", text: place(field) })));
-        return { field, row };
-      });
-      const none = element("tr", {}, Object.assign(element("td", { text: "A raw image has no header: every byte is the disk's own." }), { colSpan: 2 }));
-      rows.replaceChildren(...(shown.length > 0 ? shown.map(({ row }) => row) : [none]));
-      const { name, size } = current.opened.files[file] ?? { name: "file", size: 0 };
-      bytes.setup([{ space: file, label: baseName(name), size }], (space, offset, length) => ask("read", { space, offset, length }));
+    opened(next) {
+      current = next;
+      layer = next.layer;
+      const spaces = next.opened.files.map(({ name, size: total }, index) => ({ space: index, label: baseName(name), size: total }));
+      bytes.setup(spaces, (space, at, length) => ask("read", { space, offset: at, length }));
+      about.replaceChildren();
+      void tree.show(source);
     },
   };
 }

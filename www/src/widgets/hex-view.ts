@@ -115,6 +115,11 @@ export class HexView extends HTMLElement {
     this.show(spaces[0]?.space ?? 0, 0);
   }
 
+  /** Takes the focus to the bytes. */
+  focusBytes(): void {
+    this.#scroller.focus({ preventScroll: true });
+  }
+
   /** Reads again what is shown: it may have changed. */
   refresh(): void {
     this.#pages = new Map();

@@ -25,6 +25,8 @@ const ROWS = 26;
 const STRIP_HEIGHT = 18;
 /** While a map arrives it is drawn this often. */
 const UPDATE_MILLISECONDS = 100;
+/** A legend with more kinds leaves out those that do not occur. */
+const MAX_EXPLAINED = 6;
 /** The closest look: bytes per cell. */
 const LEAST_PER_CELL = 512;
 
@@ -61,8 +63,6 @@ function pixels({ kind, share }: Cells, columns: number, rows: number, colors: r
   canvas.getContext("2d")?.putImageData(image, 0, 0);
   return canvas;
 }
-
-const className = (kind: string): string => kind.replaceAll(" ", "-");
 
 export class MapView extends HTMLElement {
   #model: Picture = NOTHING;
@@ -138,9 +138,15 @@ export class MapView extends HTMLElement {
     this.#redraw();
   }
 
-  /** Frames a range, and brings it into the picture. */
+  /** Says more about what the cursor is on. */
+  note(text: string): void {
+    if (text !== "") this.#say(`${this.#model.describe(Math.floor(this.#offsetOf(this.#cursor))) ?? ""} ${text}`);
+  }
+
+  /** Frames a range, and brings it into the picture; without a length nothing is framed. */
   highlight(start: number, length: number): void {
-    this.#highlight = { start, length };
+    this.#highlight = length > 0 ? { start, length } : undefined;
+    if (length === 0) return this.#redraw();
     if (start < this.#start || start >= this.#start + this.#span) this.#look(start - this.#span / 2, this.#span);
     this.#redraw();
   }
@@ -168,10 +174,12 @@ export class MapView extends HTMLElement {
     clearTimeout(this.#updating);
     this.#updating = 0;
     this.#legend.replaceChildren(
-      ...this.#model.kinds.map(({ name, meaning }, index) => {
+      ...this.#model.kinds.flatMap(({ name, meaning }, index) => {
         const bytes = this.#model.bytes[index] ?? 0;
-        const label = element("span", {}, element("strong", { text: name }), ` ${size(bytes)}, ${percent(bytes, this.#model.total)}`);
-        return element("li", { class: `key ${className(name)}${bytes === 0 ? " none" : ""}`, title: meaning }, label);
+        // Of many kinds only those are explained that there are.
+        if (bytes === 0 && this.#model.kinds.length > MAX_EXPLAINED) return [];
+        const label = element("span", {}, element("strong", { text: name.replaceAll("-", " ") }), ` ${size(bytes)}, ${percent(bytes, this.#model.total)}`);
+        return element("li", { class: `key ${name}${bytes === 0 ? " none" : ""}`, title: meaning }, label);
       }),
     );
     this.#redraw();
@@ -345,7 +353,7 @@ export class MapView extends HTMLElement {
     const empty = rgb(style.getPropertyValue("--map-unallocated"));
     const panel = style.getPropertyValue("--panel");
     const ink = style.getPropertyValue("--ink");
-    const colors = this.#model.kinds.map(({ name }) => rgb(style.getPropertyValue(`--map-${className(name)}`)));
+    const colors = this.#model.kinds.map(({ name }) => rgb(style.getPropertyValue(`--map-${name}`)));
     const width = columns * CELL;
     const strip = sized(this.#strip, width, STRIP_HEIGHT);
     const grid = sized(this.#grid, width, ROWS * CELL);

@@ -1,6 +1,6 @@
 // Whether two disks hold the same bytes. What is zero on both by their maps is not read.
 
-import type { Image } from "diskette/full";
+import type { InspectedImage as Image } from "diskette/inspector";
 
 import type { Ops } from "../protocol";
 import { openOne } from "./opening";

@@ -1,8 +1,8 @@
 // Copying the disk into a new image: to a file that was picked, or to the browser's own storage and from there to a download.
 
-// @ts-expect-error the package's entry is plain JavaScript; its declarations are those of "diskette/full"
-import { convert as convertImage } from "../../../pkg/src/full-web.js";
-import type { convert as convertType } from "diskette/full";
+// @ts-expect-error the entry is plain JavaScript; its declarations are those of "diskette/inspector"
+import { convert as convertImage } from "../../../pkg/inspector/index.js";
+import type { convert as convertType } from "diskette/inspector";
 
 import type { Ops } from "../protocol";
 import { type Call, type Handlers, current } from "./state";

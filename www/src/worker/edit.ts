@@ -1,15 +1,13 @@
 // Changes of metadata that are first tried on a copy of what they touch, so that every byte of them can be shown and undone.
 
-// @ts-expect-error the package's entry is plain JavaScript; its declarations are those of "diskette/full"
-import { open as openImage } from "../../../pkg/src/full-web.js";
-import type { Image, TargetObject, open as openType } from "diskette/full";
+// @ts-expect-error the entry is plain JavaScript; its declarations are those of "diskette/inspector"
+import { open as openImage } from "../../../pkg/inspector/index.js";
+import type { TargetObject, open as openType } from "diskette/inspector";
 
 import type { Change, Edit, Ops, Plan } from "../protocol";
 import { type Handlers, current } from "./state";
 
 const open = openImage as typeof openType;
-
-type Backed = Image & { setBacking(name: string | null, format: string | null): Promise<void> };
 
 const BLOCK_BYTES = 4096;
 /** An edit that touches more is for the command line. */
@@ -17,16 +15,23 @@ const MAX_BLOCKS = 16_384;
 /** Changes closer than this are shown as one. */
 const JOIN_BYTES = 8;
 
+/** A file that is read, whatever it is in. */
+interface Original {
+  readonly name: string;
+  readonly size: number;
+  read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>>;
+}
+
 /** A file that keeps what is written to it apart. */
 class Overlay implements TargetObject {
   readonly name: string;
   size: number;
-  readonly #file: Blob;
+  readonly #file: Original;
   readonly #blocks = new Map<number, Uint8Array<ArrayBuffer>>();
   /** What is behind this in the file does not count: it was cut off once. */
   #valid: number;
 
-  constructor(file: File) {
+  constructor(file: Original) {
     this.#file = file;
     this.name = file.name;
     this.size = this.#valid = file.size;
@@ -35,7 +40,7 @@ class Overlay implements TargetObject {
   async read(offset: number, length: number): Promise<Uint8Array> {
     const bytes = new Uint8Array(length);
     const end = Math.min(offset + length, this.#valid);
-    if (offset < end) bytes.set(new Uint8Array(await this.#file.slice(offset, end).arrayBuffer()));
+    if (offset < end) bytes.set(await this.#file.read(offset, end - offset));
     for (let number = Math.floor(offset / BLOCK_BYTES); number * BLOCK_BYTES < offset + length; number++) {
       const block = this.#blocks.get(number);
       if (!block) continue;
@@ -86,7 +91,7 @@ class Overlay implements TargetObject {
     for (const number of [...this.#blocks.keys()].sort((one, two) => one - two)) {
       const start = number * BLOCK_BYTES;
       const after = (this.#blocks.get(number) as Uint8Array<ArrayBuffer>).subarray(0, Math.max(0, this.size - start));
-      const before = new Uint8Array(await this.#file.slice(start, start + BLOCK_BYTES).arrayBuffer());
+      const before = await this.#old(start, start + BLOCK_BYTES);
       for (let at = 0; at < after.length; at++) {
         // Behind the old end everything is new, zeroes excepted: a file that grows has them anyway.
         if (after[at] === (before[at] ?? 0)) continue;
@@ -99,50 +104,68 @@ class Overlay implements TargetObject {
     return found;
   }
 
+  /** Bytes of the file as it is, as far as there are any. */
+  async #old(start: number, end: number): Promise<Uint8Array<ArrayBuffer>> {
+    const length = Math.min(end, this.#file.size) - start;
+    return length > 0 ? this.#file.read(start, length) : new Uint8Array();
+  }
+
   /** What the file loses at its end. */
   async lost(): Promise<Change[]> {
     const from = Math.min(this.size, this.#file.size);
     if (this.#file.size - from > MAX_BLOCKS * BLOCK_BYTES) {
       throw Object.assign(new Error("this cuts off more than an undo file can keep; use the diskette command line"), { kind: "over-budget" });
     }
-    const before = new Uint8Array(await this.#file.slice(from).arrayBuffer());
+    const before = await this.#old(from, this.#file.size);
     return before.length > 0 ? [{ offset: from, before, after: new Uint8Array() }] : [];
   }
 }
 
-async function make(file: File, edit: Edit, format: string): Promise<Plan> {
+async function make(edit: Edit): Promise<Plan> {
+  const { image: looked, opening } = current();
+  const { name = "image", size = 0 } = looked.files[0] ?? {};
+  const file: Original = { name: name.split("/").at(-1) || name, size, read: async (offset, length) => (await looked.readFile(offset, length)).slice() };
   const overlay = new Overlay(file);
-  const { passphrase } = current().opening.wish;
-  const { corrupt, dirty } = current().image.info();
+  const { corrupt, dirty, format } = looked.info();
   if (edit.kind !== "repair-leaks" && (corrupt || dirty)) {
     const why = corrupt ? "it is marked corrupt" : "it was not closed cleanly";
     throw Object.assign(new Error(`${why}; repair it first (diskette check -r all)`), { kind: "denied" });
   }
-  const how = edit.kind === "repair-leaks" ? { structureOnly: true } : { backing: null };
+  const { passphrase } = opening.wish;
+  const how = edit.kind === "repair-leaks" ? { structureOnly: true } : { noBacking: true };
   const image = await open(overlay, { writable: true, format, ...how, ...(passphrase ? { passphrase } : {}) });
   try {
     if (edit.kind === "repair-leaks") await image.check({ repair: "leaks" });
     else if (edit.kind === "delete-snapshot") await image.snapshots.delete(edit.name);
-    else await (image as Backed).setBacking(edit.name, edit.format);
+    else await image.setBacking(edit.name, edit.format);
     await image.close();
   } catch (error) {
     await image.abandon().catch(() => {});
     throw error;
   }
   const changes = [...(await overlay.changes()), ...(await overlay.lost())];
-  return { name: file.name, sizeBefore: file.size, sizeAfter: overlay.size, modified: file.lastModified, changes };
+  return { name: file.name, sizeBefore: file.size, sizeAfter: overlay.size, changes };
 }
 
 const same = (one: Uint8Array, two: Uint8Array): boolean => one.length === two.length && one.every((byte, at) => byte === two[at]);
 
-/** Writes a plan into the file, if that still is what the plan was made for. It changes all at once, when it is closed. */
-async function apply({ handle, plan }: Ops["apply-edit"]["ask"]): Promise<null> {
-  const file = await handle.getFile();
-  const changed = (): Error => Object.assign(new Error(`${file.name} is not the file that was looked at, or was changed since; open it again`), { kind: "io" });
-  if (file.size !== plan.sizeBefore || file.name !== plan.name) throw changed();
+function changed(name: string): Error {
+  return Object.assign(new Error(`${name} is not the file that was looked at, or was changed since; open it again`), { kind: "io" });
+}
+
+/** Whether the file still is what the plan was made for. */
+async function confirm(plan: Plan, size: number, read: (offset: number, length: number) => Promise<Uint8Array>): Promise<void> {
+  if (size !== plan.sizeBefore) throw changed(plan.name);
   for (const { offset, before } of plan.changes) {
-    if (!same(new Uint8Array(await file.slice(offset, offset + before.length).arrayBuffer()), before)) throw changed();
+    if (before.length > 0 && !same(await read(offset, before.length), before)) throw changed(plan.name);
   }
+}
+
+/** Writes a plan into a file that was picked. It changes all at once, when it is closed. */
+async function applyToHandle(handle: FileSystemFileHandle, plan: Plan): Promise<void> {
+  const file = await handle.getFile();
+  if (file.name !== plan.name) throw changed(file.name);
+  await confirm(plan, file.size, async (offset, length) => new Uint8Array(await file.slice(offset, offset + length).arrayBuffer()));
   const options = { keepExistingData: true, mode: "exclusive" };
   const writable = await handle.createWritable(options as FileSystemCreateWritableOptions);
   try {
@@ -155,14 +178,62 @@ async function apply({ handle, plan }: Ops["apply-edit"]["ask"]): Promise<null> 
     await writable.abort().catch(() => {});
     throw error;
   }
-  return null;
+}
+
+/** `diskette serve` takes no more at once. */
+const MAX_SENT = 8 << 20;
+
+/** Asks `diskette serve`; an answer that is none is an error with what it says. */
+async function request(url: string, options: RequestInit): Promise<Response> {
+  const response = await fetch(url, options);
+  if (response.ok) return response;
+  const kind = response.headers.get("Diskette-Error") ?? "io";
+  throw Object.assign(new Error((await response.text()).trim() || `diskette serve answered ${response.status}`), { kind });
+}
+
+/** Writes a plan into a file that `diskette serve` has. If that fails half way, what was written is put back. */
+async function applyToServer(url: string, plan: Plan): Promise<void> {
+  const { writer } = (await (await request(`${url}/writer`, { method: "POST" })).json()) as { writer: string };
+  const headers = { "Diskette-Writer": writer };
+  const write = async (offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void> => {
+    for (let at = 0; at < bytes.length; at += MAX_SENT) {
+      const part = bytes.subarray(at, at + MAX_SENT);
+      const range = `bytes ${offset + at}-${offset + at + part.length - 1}/*`;
+      await request(url, { method: "PATCH", headers: { ...headers, "Content-Range": range }, body: part });
+    }
+  };
+  const resize = (length: number): Promise<Response> => request(`${url}/length`, { method: "PUT", headers, body: String(length) });
+  const read = async (offset: number, length: number): Promise<Uint8Array> =>
+    new Uint8Array(await (await request(url, { headers: { Range: `bytes=${offset}-${offset + length - 1}` } })).arrayBuffer());
+  try {
+    const size = Number((await request(url, { method: "HEAD" })).headers.get("Content-Length"));
+    await confirm(plan, size, read);
+    const done: Change[] = [];
+    try {
+      if (plan.sizeAfter > plan.sizeBefore) await resize(plan.sizeAfter);
+      for (const change of plan.changes) {
+        done.push(change);
+        if (change.after.length > 0) await write(change.offset, change.after);
+      }
+      if (plan.sizeAfter < plan.sizeBefore) await resize(plan.sizeAfter);
+      await request(`${url}/flush`, { method: "POST", headers });
+    } catch (error) {
+      if (plan.sizeAfter !== plan.sizeBefore) await resize(plan.sizeBefore);
+      for (const { offset, before } of done.reverse()) await write(offset, before);
+      await request(`${url}/flush`, { method: "POST", headers });
+      throw error;
+    }
+  } finally {
+    await request(`${url}/writer`, { method: "DELETE", headers }).catch(() => {
+      // The server lets go by itself after a while.
+    });
+  }
 }
 
 export const editing: Pick<Handlers, "plan-edit" | "apply-edit"> = {
-  async "plan-edit"({ edit }) {
-    const { image, file } = current();
-    if (!file) throw Object.assign(new Error("an image behind an address cannot be changed here"), { kind: "read-only" });
-    return make(file, edit, image.info().format);
+  "plan-edit": ({ edit }) => make(edit),
+  async "apply-edit"({ to, plan }) {
+    await ("handle" in to ? applyToHandle(to.handle, plan) : applyToServer(to.url, plan));
+    return null;
   },
-  "apply-edit": apply,
 };

@@ -2,13 +2,15 @@
 
 import type { Failure, FromWorker, Op, ToWorker } from "../protocol";
 import { comparing } from "./compare";
+import { containing } from "./contents";
 import { converting } from "./convert";
 import { editing } from "./edit";
+import { layout } from "./layout";
 import { opening } from "./opening";
 import { reading } from "./reading";
 import { type Call, type Handlers, scope } from "./state";
 
-const handlers: Handlers = { ...opening, ...reading, ...comparing, ...converting, ...editing };
+const handlers: Handlers = { ...opening, ...reading, ...comparing, ...converting, ...editing, ...layout, ...containing };
 
 /** Questions that are being answered. */
 const running = new Map<number, AbortController>();

@@ -1,8 +1,8 @@
 // Opening an image and what it names. Nothing is opened that the user did not give or allow.
 
-// @ts-expect-error the package's entry is plain JavaScript; its declarations are those of "diskette/full"
-import { open as openImage } from "../../../pkg/src/full-web.js";
-import type { Image, Reference, open as openType } from "diskette/full";
+// @ts-expect-error the entry is plain JavaScript; its declarations are those of "diskette/inspector"
+import { open as openImage } from "../../../pkg/inspector/index.js";
+import type { InspectedImage as Image, Reference, open as openType } from "diskette/inspector";
 
 import type { Given, Missing, Opened, Opening, Surveyed, Wish } from "../protocol";
 import { type Handlers, replace } from "./state";
@@ -63,9 +63,14 @@ async function openFiles(given: Given[], wish: Wish & { signal: AbortSignal }): 
   return [first, ...(await openWith(first, wish.format ? [] : await referencesOf(first), find, wish))];
 }
 
-/** An address; files beside it are fetched only if the user said so, and only from the same server. */
-async function openUrl(url: string, follow: boolean, wish: Wish & { signal: AbortSignal }): Promise<[Image, Missing[]]> {
+/**
+ * An address; files beside it are fetched only if the user said so, and only from the same server. `diskette serve` says
+ * itself what it has of what an image names.
+ */
+async function openUrl({ url, follow, served }: Extract<Opening, { from: "url" }>, wish: Wish & { signal: AbortSignal }): Promise<[Image, Missing[]]> {
   const find: Find = ({ name, from }) => {
+    const there = served?.beside.find((file) => file.name === name && file.from === from);
+    if (there) return there.url;
     if (!follow || !URL.canParse(name, from)) return null;
     const target = new URL(name, from);
     return target.origin === new URL(url).origin ? target.href : null;
@@ -74,24 +79,23 @@ async function openUrl(url: string, follow: boolean, wish: Wish & { signal: Abor
 }
 
 /** Opens an image without taking it as the current one. */
-export async function openOne(opening: Opening, signal: AbortSignal): Promise<{ image: Image; opened: Opened; file: File | undefined }> {
+export async function openOne(opening: Opening, signal: AbortSignal): Promise<{ image: Image; opened: Opened; input: File | string }> {
   const wish = { ...opening.wish, signal };
-  let file: File | undefined;
   let image: Image;
   let missing: Missing[];
-  let name: string;
+  let input: File | string;
   if (opening.from === "files") {
-    [file, image, missing] = await openFiles(opening.files, wish);
-    name = file.name;
+    [input, image, missing] = await openFiles(opening.files, wish);
   } else {
-    [image, missing] = await openUrl(opening.url, opening.follow, wish);
-    name = opening.url;
+    [image, missing] = await openUrl(opening, wish);
+    input = opening.url;
   }
   if (signal.aborted) {
     await image.close();
     signal.throwIfAborted();
   }
-  return { image, opened: { name, info: image.info(), files: image.files, missing }, file };
+  const name = typeof input === "string" ? input : input.name;
+  return { image, input, opened: { name, info: image.info(), files: image.files, missing } };
 }
 
 async function survey(files: File[], signal: AbortSignal): Promise<Surveyed[]> {
@@ -116,8 +120,8 @@ export const opening: Pick<Handlers, "open" | "survey"> = {
     latest.abort();
     latest = new AbortController();
     await replace(undefined);
-    const { image, opened, file } = await openOne(wanted, latest.signal);
-    await replace({ image, opening: wanted, file });
+    const { image, input, opened } = await openOne(wanted, latest.signal);
+    await replace({ image, input, opening: wanted });
     return opened;
   },
   survey: ({ files }, { signal }) => survey(files, signal),

@@ -1,6 +1,6 @@
 // What the parts of the worker share: the image that is open.
 
-import type { Image } from "diskette/full";
+import type { InspectedImage as Image } from "diskette/inspector";
 
 import type { Op, Opening, Ops } from "../protocol";
 
@@ -18,8 +18,8 @@ export type Handlers = { [K in Op]: Handler<K> };
 export interface OpenImage {
   image: Image;
   opening: Opening;
-  /** The file that it is in, unless it is behind an address. */
-  file: File | undefined;
+  /** The image's own file, or its address. */
+  input: File | string;
 }
 
 let open: OpenImage | undefined;

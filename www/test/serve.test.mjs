@@ -1,0 +1,80 @@
+// The page of `diskette serve`: it opens what is served, with what that names, and changes it where it may.
+
+import assert from "node:assert/strict";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { copyFileSync, readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { test } from "node:test";
+
+import { assertAccessible, checked, context, opened, path, setUp, shoot, until, view } from "./support.mjs";
+
+const DISKETTE = process.env.DISKETTE ?? new URL("../../target/debug/diskette", import.meta.url).pathname;
+
+setUp(() => {
+  execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", path("base.qcow2"), "16M"]);
+  execFileSync("qemu-io", ["-c", "write -P 0x41 1M 64k", path("base.qcow2")]);
+  execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", path("top.qcow2")]);
+  execFileSync("qemu-io", ["-c", "write -P 0x42 2M 64k", path("top.qcow2")]);
+  execFileSync("qemu-img", ["snapshot", "-c", "before", path("top.qcow2")]);
+});
+
+/** Starts the server; gives its address, and what ends it. */
+async function serve(...args) {
+  const server = spawn(DISKETTE, ["serve", ...args], { stdio: ["ignore", "pipe", "inherit"] });
+  const [address] = await once(createInterface({ input: server.stdout }), "line");
+  const end = async () => {
+    server.kill("SIGTERM");
+    await once(server, "exit");
+  };
+  return { address, end };
+}
+
+async function visit(address) {
+  const page = await context.newPage();
+  page.problems = [];
+  page.on("pageerror", (error) => page.problems.push(String(error)));
+  page.on("console", (message) => message.type() === "error" && page.problems.push(message.text()));
+  await page.goto(address);
+  await opened(page);
+  await checked(page);
+  return page;
+}
+
+test("what is served is open at once, with the files that it names, and only read", async () => {
+  const { address, end } = await serve("--follow", path("top.qcow2"));
+  const page = await visit(address);
+  assert.equal(await page.locator("#chain button").count(), 2);
+  await view(page, "Data");
+  await page.selectOption("#view-data select", { index: 2 });
+  await page.fill("#view-data hex-view input", "0x100000");
+  await page.press("#view-data hex-view input", "Enter");
+  await until(page, () => /AAAA/.test(document.querySelector("#view-data .rows").textContent));
+  await view(page, "Edit");
+  assert.match(await page.textContent("#edits"), /served to be read only\. Start diskette serve with --writable/);
+  assert.equal(await page.evaluate(async () => (await navigator.serviceWorker.getRegistrations()).length), 0);
+  await shoot(page, "served.png");
+  await assertAccessible(page);
+  await page.close();
+  await end();
+});
+
+test("a snapshot is deleted in a file that is served to be changed", async () => {
+  copyFileSync(path("top.qcow2"), path("changed.qcow2"));
+  const { address, end } = await serve("--writable", path("changed.qcow2"));
+  const page = await visit(address);
+  await view(page, "Edit");
+  await page.getByRole("button", { name: "Delete…" }).click();
+  await page.waitForSelector("#preview table");
+  const before = readFileSync(path("changed.qcow2"));
+  await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
+  assert.deepEqual(readFileSync(path("changed.qcow2")), before);
+  await page.click("#edit-apply");
+  await until(page, () => /was changed/.test(document.querySelector("#edit-status").textContent));
+  await assertAccessible(page);
+  await page.close();
+  await end();
+  assert.match(execFileSync("qemu-img", ["check", path("changed.qcow2")], { encoding: "utf8" }), /No errors/);
+  assert.equal(execFileSync("qemu-img", ["snapshot", "-l", path("changed.qcow2")], { encoding: "utf8" }), "");
+  assert.match(execFileSync("qemu-img", ["compare", path("changed.qcow2"), path("top.qcow2")], { encoding: "utf8" }), /identical/);
+});
