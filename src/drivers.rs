@@ -16,6 +16,7 @@ use crate::op::BoxFuture;
 use crate::options::Options;
 use crate::policy::{Budgets, Gate, Reference};
 use crate::secret::Keyring;
+use crate::structure::Structure;
 
 /// Formats and protocols that an image may say its backing image has: the names that QEMU knows, whether or not this program
 /// can open them.
@@ -160,6 +161,8 @@ pub struct Driver {
     pub open_options: &'static [&'static str],
     /// The options of [`Image::amend`].
     pub amend_options: &'static [CreateOption],
+    /// Takes an image of the format apart, if that was compiled in.
+    pub structure: Option<Structure>,
 }
 
 /// How an image is opened.

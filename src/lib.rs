@@ -46,6 +46,7 @@ pub mod policy;
 pub mod protocols;
 pub mod ring;
 pub mod secret;
+pub mod structure;
 pub mod sync;
 #[cfg(feature = "wasm")]
 mod wasm;

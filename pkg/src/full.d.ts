@@ -106,10 +106,10 @@ export interface FullOpenOptions extends OpenOptions {
    */
   structureOnly?: boolean;
   /**
-   * `null`: nothing shows through where the image holds nothing; zeroes are read there. For changes of what is not data,
-   * such as deleting a snapshot, without the files behind the image.
+   * Does not open the image that this one is based on. What is not stored in it cannot be read, but metadata can be changed:
+   * snapshots, or the backing file itself.
    */
-  backing?: null;
+  noBacking?: boolean;
 }
 
 export interface CreateOptions {
@@ -182,6 +182,16 @@ export class Image extends ReadableImage {
   flush(): Promise<void>;
   /** Changes the size of the disk; `shrink` allows it to lose its end. */
   resize(size: Size, options?: { shrink?: boolean }): Promise<void>;
+  /**
+   * Names another file that shows where this image has nothing, or with `null` none, as it is to be named in the image. What
+   * is stored stays, so it is for the caller to know that the disk still reads alike. Counts when the image is opened again.
+   */
+  setBacking(name: string | null, format?: string | null): Promise<void>;
+  /**
+   * What a persistent bitmap says was written to: start and length of each range in turn, in order. Of a bitmap with more than
+   * four million ranges it is a `RangeTooLargeError`.
+   */
+  readBitmap(name: string, options?: Abortable): Promise<Float64Array>;
   /** Counts what is wrong; `repair` puts right what is lost, or all that can be. Counts are of what is left. */
   check(options?: Abortable & { repair?: "leaks" | "all" }): Promise<RepairReport>;
   /** Waits for changes, writes everything back, and closes what was opened. Fails if that did not all work. */

@@ -6,8 +6,8 @@ import { toSource } from "./sources.js";
 import { toTarget } from "./targets.js";
 import { WritableImage } from "./writable.js";
 
-/** `load` gets the module ready; `openPath` opens paths. */
-export function full(Session, load, openPath) {
+/** `load` gets the module ready; `openPath` opens paths; images are of the class `Opened`. */
+export function full(Session, load, openPath, Opened = WritableImage) {
   const make = (options) => (input, writable) =>
     writable ? toTarget(input, {}, openPath) : toSource(input, options, openPath);
 
@@ -16,7 +16,7 @@ export function full(Session, load, openPath) {
     options.signal?.throwIfAborted();
     await load();
     const source = make(options);
-    return WritableImage.open(Session, await source(input, options.writable), options, source);
+    return Opened.open(Session, await source(input, options.writable), options, source);
   }
 
   /** Makes an image in a target and opens it for writing. */
@@ -28,7 +28,7 @@ export function full(Session, load, openPath) {
     const { format = "qcow2", passphrase, budgets } = options;
     // What a new image is based on is opened by whoever opens it again.
     const based = options.backingFile ? { onOpen: options.onOpen } : {};
-    return WritableImage.open(Session, file, { format, passphrase, budgets, writable: true, ...based }, make(options));
+    return Opened.open(Session, file, { format, passphrase, budgets, writable: true, ...based }, make(options));
   }
 
   return { open, create, ...converters(create) };

@@ -54,8 +54,8 @@ export class Image {
   }
 
   /** Starts the job that opens the image. */
-  static begin(session, name, size, { format, onOpen }) {
-    return session.open(name, size, format, !onOpen);
+  static begin(session, name, size, { format, onOpen, snapshot }) {
+    return session.open(name, size, format, !onOpen, snapshot === undefined ? undefined : String(snapshot));
   }
 
   /** Size of the disk in bytes. */

@@ -56,6 +56,8 @@ export interface OpenOptions {
   format?: string;
   /** Opens the files that the image names; null refuses. Without it nothing is opened, and reads that need it fail. */
   onOpen?(reference: Reference): Input | null | undefined | Promise<Input | null | undefined>;
+  /** Shows the disk as it was at an internal snapshot: its identifier, or else its name. Only for reading. */
+  snapshot?: string;
   /** What the image may cost; more is a `RangeTooLargeError` of kind `over-budget`. */
   budgets?: Budgets;
   signal?: AbortSignal;

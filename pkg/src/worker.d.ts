@@ -48,6 +48,8 @@ export class WorkerImage {
   discard(offset: Size, length: Size): Promise<void>;
   flush(): Promise<void>;
   resize(size: Size, options?: { shrink?: boolean }): Promise<void>;
+  setBacking(name: string | null, format?: string | null): Promise<void>;
+  readBitmap(name: string): Promise<Float64Array>;
   /** Copies the disk into a new image, within the worker. */
   convert(target: Postable, options?: ConvertOptions): Promise<void>;
   close(): Promise<void>;

@@ -289,6 +289,14 @@ export class WorkerImage {
     this.#size = await this.#ask("resize", [size, options]);
   }
 
+  setBacking(name, format) {
+    return this.#ask("setBacking", [name, format]);
+  }
+
+  readBitmap(name) {
+    return this.#ask("readBitmap", [name]);
+  }
+
   get snapshots() {
     const ask = (verb) => (...args) => this.#ask(`snapshots.${verb}`, args);
     const apply = async (name) => {

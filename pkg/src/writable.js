@@ -20,10 +20,11 @@ export class WritableImage extends Image {
     this.#options = options;
   }
 
-  static begin(session, name, size, { format, onOpen, passphrase, writable, structureOnly, backing }) {
-    if (backing === null) session.ignoreBacking();
+  static begin(session, name, size, { format, onOpen, passphrase, writable, structureOnly, noBacking, snapshot }) {
     const structure = structureOnly ?? (!onOpen && !writable && passphrase === undefined);
-    return session.openAs(name, size, format, Boolean(structure), Boolean(onOpen), Boolean(writable), passphrase);
+    const flags = [structure, onOpen, writable].map(Boolean);
+    const which = snapshot === undefined ? undefined : String(snapshot);
+    return session.openAs(name, size, format, ...flags, passphrase, which, Boolean(noBacking));
   }
 
   /** Whether the image was opened for writing. */
@@ -33,13 +34,24 @@ export class WritableImage extends Image {
 
   /** Internal snapshots. */
   get snapshots() {
-    const change = (verb, name, date = 0) => this.#change((session) => session.snapshot(verb, text(name), date));
+    const change = (verb, name, date = 0) => this.#change((session) => session.snapshot(verb, text(name, "a snapshot", "snapshot"), date));
     return {
       list: () => this.info().snapshots,
       create: (name, { date = new Date() } = {}) => change("create", name, date.getTime() / 1000),
       apply: (nameOrId) => change("apply", nameOrId).then(() => this.measure()),
       delete: (name) => change("delete", name),
     };
+  }
+
+  /** Names another file that shows where this image has nothing, or with `null` none. What is stored stays. */
+  async setBacking(name, format = null) {
+    const file = name === null ? undefined : text(name, "a backing file", "set-backing");
+    await this.#change((session) => session.setBacking(file, format ?? undefined));
+  }
+
+  /** What a bitmap says was written to: start and length of each range in turn. */
+  readBitmap(name, { signal } = {}) {
+    return this.#pump.run((session) => session.readBitmap(String(name)), signal);
   }
 
   /** Writes bytes; `compressed` stores whole clusters compressed. */
@@ -152,7 +164,7 @@ export class WritableImage extends Image {
   }
 }
 
-function text(name) {
+function text(name, what, operation) {
   if (typeof name === "string" && name !== "") return name;
-  throw new UnsupportedError({ kind: "invalid", message: `a snapshot is named by a text, not by ${String(name)}`, operation: "snapshot" });
+  throw new UnsupportedError({ kind: "invalid", message: `${what} is named by a text, not by ${String(name)}`, operation });
 }

@@ -134,18 +134,73 @@ test("snapshots are made, applied and deleted", async () => {
   }
 });
 
-test("a snapshot of an overlay is deleted without the file behind it", async () => {
-  qemuImg("convert", "-O", "qcow2", path("source.raw"), path("below"));
-  qemuImg("create", "-f", "qcow2", "-b", path("below"), "-F", "qcow2", path("above"));
-  qemuImg("snapshot", "-c", "one", path("above"));
-  await assert.rejects(open(path("above"), { writable: true }), { kind: "denied" });
-  const image = await open(path("above"), { writable: true, backing: null });
-  assert.deepEqual(await image.read(0, 4096), new Uint8Array(4096));
-  await image.snapshots.delete("one");
+test("a disk is shown as it was at a snapshot, by either entry", async () => {
+  qemuImg("create", "-q", "-f", "qcow2", path("then"), "4M");
+  qemuIo("then", "write -P 1 0 1M");
+  qemuImg("snapshot", "-c", "old", path("then"));
+  qemuIo("then", "write -P 2 512k 1M");
+  qemuImg("resize", "-q", path("then"), "8M");
+  qemuImg("convert", "-l", "snapshot.name=old", "-O", "raw", path("then"), path("then.raw"));
+  const expected = readFileSync(path("then.raw")).subarray(0, 4 * MIB);
+  for (const opened of [open, openOnlyReading]) {
+    for (const snapshot of ["1", "old", 1]) {
+      const image = await opened(path("then"), { snapshot });
+      assert.deepEqual(Buffer.from(await image.read(0, 4 * MIB)), expected);
+      assert.equal(image.size, 4 * MIB);
+      await image.close();
+    }
+    await assert.rejects(opened(path("then"), { snapshot: "none" }), { kind: "not-found" });
+  }
+  await assert.rejects(open(path("then"), { snapshot: "old", writable: true }), /only be opened read-only/);
+});
+
+test("the backing file is another one, or none, and need not be there for that", async () => {
+  qemuImg("create", "-q", "-f", "qcow2", "-b", "gone.qcow2", "-F", "qcow2", "-u", path("top"), "4M");
+  const named = () => {
+    const { "backing-filename": name, "backing-filename-format": format } = JSON.parse(qemuImg("info", "-U", "--output=json", path("top")));
+    return [name, format];
+  };
+  assert.deepEqual(named(), ["gone.qcow2", "qcow2"]);
+  await assert.rejects(open(path("top"), { writable: true }), ReferenceDeniedError);
+  for (const [name, format, expected] of [["other.raw", "raw", ["other.raw", "raw"]], ["guess", undefined, ["guess", undefined]], [null, undefined, [undefined, undefined]]]) {
+    const image = await open(path("top"), { writable: true, noBacking: true });
+    assert.equal(image.info().backingOpened, false);
+    await image.setBacking(name, format);
+    await image.close();
+    assert.deepEqual(named(), expected);
+  }
+  clean("top");
+  const image = await open(path("top"), { writable: true });
+  for (const wrong of ["", undefined, 5]) await assert.rejects(image.setBacking(wrong), { kind: "invalid" });
   await image.close();
-  clean("above");
-  assert.equal(qemuImg("snapshot", "-l", path("above")), "");
-  assert.match(qemuImg("compare", path("above"), path("source.raw")), /identical/);
+  const reading = await open(path("top"));
+  await assert.rejects(reading.setBacking(null), ReadOnlyError);
+  await reading.close();
+});
+
+test("a snapshot is deleted without the backing image", async () => {
+  qemuImg("create", "-q", "-f", "qcow2", path("base-of"), "4M");
+  qemuImg("create", "-q", "-f", "qcow2", "-b", path("base-of"), "-F", "qcow2", path("based"));
+  qemuIo("based", "write 0 64k");
+  qemuImg("snapshot", "-c", "old", path("based"));
+  const image = await open(path("based"), { writable: true, noBacking: true });
+  await image.snapshots.delete("old");
+  await assert.rejects(image.read(MIB, 512), ReferenceDeniedError);
+  await image.close();
+  clean("based");
+  assert.equal(qemuImg("snapshot", "-l", path("based")).trim(), "");
+});
+
+test("a bitmap says what was written to", async () => {
+  qemuImg("create", "-q", "-f", "qcow2", path("dirty"), "64M");
+  qemuImg("bitmap", "--add", "-g", "64k", path("dirty"), "changes");
+  qemuIo("dirty", "write 1M 100k", "write 1100k 10k", "write 60M 4M");
+  const image = await open(path("dirty"));
+  const ranges = await image.readBitmap("changes");
+  assert.ok(ranges instanceof Float64Array);
+  assert.deepEqual([...ranges], [MIB, 128 * KIB, 60 * MIB, 4 * MIB]);
+  await assert.rejects(image.readBitmap("other"), { kind: "not-found" });
+  await image.close();
 });
 
 test("the disk shrinks only when that is meant", async () => {

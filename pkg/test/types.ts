@@ -40,6 +40,10 @@ export async function change(handle: FileSystemFileHandle, sync: WritableSyncHan
     await image.zero(0, 512, { unmap: false });
     await image.resize(5n, { shrink: true });
     const { leaksFixed } = await image.check({ repair: "all" });
+    await image.setBacking("base.qcow2", "qcow2");
+    await image.setBacking(null);
+    const [dirty = 0]: Float64Array = await image.readBitmap("name", { signal: AbortSignal.timeout(1) });
+    await image.zero(dirty, 0);
     await image.snapshots.create("name", { date: new Date() });
     await new ImageDisk(image).discard(0, leaksFixed);
     await image.abandon();

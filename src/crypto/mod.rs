@@ -32,6 +32,8 @@ mod slots;
 pub mod spec;
 #[cfg(feature = "crypto")]
 mod split;
+#[cfg(feature = "structure")]
+pub(crate) mod structure;
 mod volume;
 
 #[cfg(not(feature = "crypto"))]

@@ -10,6 +10,7 @@ use crate::describe::{Details, SnapshotChoice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
 use crate::op::Op;
+use crate::structure::{Parts, Regions, no_structure};
 
 /// Whether the start of a range can be overwritten where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -471,6 +472,17 @@ pub trait Format: Send + Sync {
     fn check<'a>(&'a self, repair: Repair) -> Op<'a, CheckReport> {
         let _ = repair;
         Op::err(Error::unsupported("This image format does not support checks"))
+    }
+
+    /// The parts of a part of the metadata, as they are on disk (see [`crate::structure`]).
+    fn structure<'a>(&'a self, path: &'a [u64], from: u64, count: usize) -> Op<'a, Parts> {
+        let _ = (path, from, count);
+        Op::err(no_structure(self.name()))
+    }
+
+    /// What is where in the file. No other request changes the image meanwhile.
+    fn regions<'a>(&'a self) -> Op<'a, Regions> {
+        Op::err(no_structure(self.name()))
     }
 }
 

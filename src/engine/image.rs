@@ -14,6 +14,7 @@ use crate::node::{
     Extent, Node, NodeInfo, Preallocation, Range, ReadFlags, Role, State, Want, WriteFlags, check_bounds,
 };
 use crate::op::{Op, if_writing};
+use crate::structure::{Parts, Regions};
 use crate::wire::parse_size;
 
 /// What a write of nothing but zeroes turns into.
@@ -175,6 +176,25 @@ impl Image {
         }
         let _all = self.alone().await;
         self.format.check(repair).await.map_err(|error| error.at_path(&self.name))
+    }
+
+    /// The parts of a part of the metadata: `path` is the index of a part of the image, of a part of that, and so on. At
+    /// most [`crate::structure::MAX_PARTS`] of them, from `from` on. They are as they are on disk, so what is not flushed
+    /// is not seen. Needs the feature `structure`.
+    ///
+    /// # Errors
+    /// There is nothing at the path, the format cannot be taken apart, or what reading gives.
+    pub async fn structure(&self, path: &[u64], from: u64, count: usize) -> Result<Parts> {
+        self.format.structure(path, from, count).await.map_err(|error| self.explain(error))
+    }
+
+    /// What is where in the image's file. Needs the feature `structure`.
+    ///
+    /// # Errors
+    /// The format cannot be taken apart, this takes more memory than a check may, or what reading gives.
+    pub async fn regions(&self) -> Result<Regions> {
+        let _all = self.alone().await;
+        self.format.regions().await.map_err(|error| self.explain(error))
     }
 
     /// How many clusters of the file are in use, counted no further than `enough`.

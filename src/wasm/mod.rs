@@ -5,6 +5,8 @@
 #![allow(unsafe_code, missing_docs)]
 
 mod cancel;
+#[cfg(feature = "structure")]
+mod structure;
 mod value;
 #[cfg(feature = "write")]
 mod write;
@@ -19,12 +21,15 @@ use core::future::Future;
 use js_sys::{Array, Float64Array, Uint8Array};
 use wasm_bindgen::prelude::*;
 
+use crate::describe::SnapshotChoice;
 use crate::drivers::{Driver, Drivers, Evidence, OpenOptions};
 use crate::engine::status::{Chain, Status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, Range, ReadFlags, Want, check_bounds};
 use crate::policy::{Budgets, Gate, Policy};
 use crate::ring::{Answer, Ask, File, RingOpener, Stepper, Task};
+#[cfg(feature = "structure")]
+use crate::structure::{Parts, Regions};
 use crate::wasm::cancel::Switch;
 use crate::{CheckReport, Image};
 
@@ -46,6 +51,12 @@ enum JobTask {
     Check(Task<Result<CheckReport>>),
     #[cfg(feature = "write")]
     Change(Task<Result<()>>),
+    #[cfg(feature = "write")]
+    Bitmap(Task<Result<Vec<f64>>>),
+    #[cfg(feature = "structure")]
+    Parts(Task<Result<Parts>>),
+    #[cfg(feature = "structure")]
+    Regions(Task<Result<Regions>>),
 }
 
 /// Part of a map, and where the next part begins.
@@ -67,8 +78,9 @@ pub struct Session {
     next_job: u32,
     opened: Option<Opened>,
     budgets: Budgets,
-    #[cfg(feature = "write")]
-    backing: crate::drivers::BackingChoice,
+    /// What was found last to be where in the file.
+    #[cfg(feature = "structure")]
+    regions: Option<Regions>,
 }
 
 #[wasm_bindgen]
@@ -81,8 +93,8 @@ impl Session {
             next_job: 0,
             opened: None,
             budgets: Budgets::default(),
-            #[cfg(feature = "write")]
-            backing: crate::drivers::BackingChoice::default(),
+            #[cfg(feature = "structure")]
+            regions: None,
         }
     }
 
@@ -108,18 +120,22 @@ impl Session {
         Drivers::all().by_name(format).is_some()
     }
 
-    /// Starts opening file 1. Files that the image names are asked for, unless `structure_only`.
+    /// Starts opening file 1. Files that the image names are asked for, unless `structure_only`. The disk is shown as it was
+    /// at `snapshot`: an identifier, or else a name.
     pub fn open(
         &mut self,
         name: String,
         length: f64,
         format: Option<String>,
         structure_only: bool,
+        snapshot: Option<String>,
     ) -> Result<u32, JsValue> {
         let length = number(length)?;
         let file = File::new(self.stepper.ring(), FIRST_FILE, name, length, true);
         let gate = Gate::new(Policy::Allow, Arc::new(RingOpener(self.stepper.ring())));
-        let options = OpenOptions { format, gate, structure_only, budgets: self.budgets, ..OpenOptions::default() };
+        let snapshot = snapshot.map(SnapshotChoice::IdOrName);
+        let budgets = self.budgets;
+        let options = OpenOptions { format, gate, structure_only, snapshot, budgets, ..OpenOptions::default() };
         let open = async move {
             let found = options.drivers.probe(&*file).await?;
             opened(file, found, &options).await
@@ -277,7 +293,7 @@ impl Session {
     }
 
     /// The result of a job; `undefined` while it runs. An open gives `true`, a read its bytes, a map
-    /// `{ columns, files, end }` (see [`slice_value`]), a check a report.
+    /// `{ columns, files, end }` (see [`slice_value`]), a check a report, a bitmap start and length of each dirty range in turn.
     pub fn take(&mut self, job: u32) -> Result<JsValue, JsValue> {
         let Some(running) = self.jobs.get(&job) else { return Err(not_open()) };
         let outcome = match &running.task {
@@ -292,6 +308,17 @@ impl Session {
             JobTask::Check(task) => task.take().map(|result| result.and_then(|report| value::report(&report))),
             #[cfg(feature = "write")]
             JobTask::Change(task) => task.take().map(|result| result.map(|()| JsValue::TRUE)),
+            #[cfg(feature = "write")]
+            JobTask::Bitmap(task) => task.take().map(|result| result.map(|ranges| Float64Array::from(&*ranges).into())),
+            #[cfg(feature = "structure")]
+            JobTask::Parts(task) => task.take().map(|result| result.map(|parts| structure::parts(&parts))),
+            #[cfg(feature = "structure")]
+            JobTask::Regions(task) => task.take().map(|result| {
+                result.map(|regions| {
+                    self.regions = Some(regions);
+                    JsValue::TRUE
+                })
+            }),
         };
         match outcome {
             None => Ok(JsValue::UNDEFINED),

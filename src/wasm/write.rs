@@ -15,9 +15,10 @@ use wasm_bindgen::prelude::*;
 
 use super::{FIRST_FILE, Job, JobTask, Session, number, opened, value};
 use crate::Image;
-use crate::drivers::{BackingChoice, CreateContext, Drivers, OpenOptions};
+use crate::describe::SnapshotChoice;
+use crate::drivers::{CreateContext, Drivers, OpenOptions};
 use crate::engine::{ImageOptions, Repair, SnapshotChange};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, Preallocation, Range, WriteFlags};
 use crate::policy::{Gate, Policy};
 use crate::ring::{Answer, Ask, File, RingOpener};
@@ -26,6 +27,9 @@ use crate::wasm::cancel::Switch;
 
 /// What the caller's passphrase is called.
 const PASSPHRASE: &str = "passphrase";
+
+/// More dirty ranges of a bitmap are not listed.
+const MAX_DIRTY_RANGES: usize = 4_000_000;
 
 /// `getRandomValues` fills no more at a time.
 const RANDOM_BYTES: usize = 65_536;
@@ -64,14 +68,8 @@ fn keyring(passphrase: Option<String>) -> Keyring {
 
 #[wasm_bindgen]
 impl Session {
-    /// Images that are opened from now on show nothing of their backing images: what they do not hold reads as zeroes.
-    #[wasm_bindgen(js_name = ignoreBacking)]
-    pub fn ignore_backing(&mut self) {
-        self.backing = BackingChoice::Nothing;
-    }
-
     /// As [`Session::open`], with more to choose: whether the image can be changed, whether what it names may be asked
-    /// for, and the passphrase of an encrypted one.
+    /// for, or at least its backing image is not, and the passphrase of an encrypted one.
     #[wasm_bindgen(js_name = openAs)]
     #[allow(clippy::too_many_arguments, reason = "JavaScript passes plain values")]
     pub fn open_as(
@@ -83,6 +81,8 @@ impl Session {
         may_ask: bool,
         writable: bool,
         passphrase: Option<String>,
+        snapshot: Option<String>,
+        no_backing: bool,
     ) -> Result<u32, JsValue> {
         let ring = self.stepper.ring();
         let file = File::new(ring.clone(), FIRST_FILE, name, number(length)?, !writable);
@@ -93,8 +93,9 @@ impl Session {
             gate: Gate::new(policy, Arc::new(RingOpener(ring))),
             structure_only,
             for_check: structure_only,
+            no_backing,
             read_only: !writable,
-            backing: self.backing.clone(),
+            snapshot: snapshot.map(SnapshotChoice::IdOrName),
             budgets: self.budgets,
             image: ImageOptions { discard: true, ..ImageOptions::default() },
             keyring: keyring(passphrase),
@@ -205,6 +206,35 @@ impl Session {
             _ => SnapshotChange::Delete(name),
         };
         self.change(move |image| async move { image.snapshot(&change).await })
+    }
+
+    /// Starts naming another backing file with its format, or none. What the image stores stays.
+    #[wasm_bindgen(js_name = setBacking)]
+    pub fn set_backing(&mut self, name: Option<String>, format: Option<String>) -> Result<u32, JsValue> {
+        self.change(move |image| async move {
+            image.set_backing(name.as_deref().map(|name| (name, format.as_deref()))).await
+        })
+    }
+
+    /// Starts reading what a bitmap says.
+    #[wasm_bindgen(js_name = readBitmap)]
+    pub fn read_bitmap(&mut self, name: String) -> Result<u32, JsValue> {
+        let image = self.image()?;
+        let read = async move {
+            let bitmap = image.read_bitmap(&name).await?;
+            let mut ranges = Vec::new();
+            for range in bitmap.ranges() {
+                if ranges.len() >= 2 * MAX_DIRTY_RANGES {
+                    return Err(Error::new(
+                        ErrorKind::OverBudget,
+                        format!("the bitmap '{name}' has more than {MAX_DIRTY_RANGES} dirty ranges"),
+                    ));
+                }
+                ranges.extend([range.start as f64, range.len as f64]);
+            }
+            Ok(ranges)
+        };
+        Ok(self.start(read, JobTask::Bitmap))
     }
 
     /// Starts writing everything back, so that the image is as if nobody had it open. The last job.

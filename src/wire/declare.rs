@@ -93,9 +93,13 @@ macro_rules! on_disk {
 
             /// Reads the structure from the start of `bytes`; `None` if they are too few.
             pub fn parse(bytes: &[u8]) -> Option<Self> {
+                Some(Self::of(bytes.get(..$size)?.try_into().ok()?))
+            }
+
+            /// Reads the structure.
+            pub fn of(bytes: &[u8; $size]) -> Self {
                 let () = Self::LAYOUT;
-                let bytes: &[u8; $size] = bytes.get(..$size)?.try_into().ok()?;
-                Some($name { $( $field: $crate::wire::on_disk!(@get $type, bytes, $offset), )* })
+                $name { $( $field: $crate::wire::on_disk!(@get $type, bytes, $offset), )* }
             }
 
             /// Writes the structure.

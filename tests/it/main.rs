@@ -11,5 +11,7 @@ mod model;
 mod nbd;
 mod power_cut;
 mod races;
+mod regions;
 mod repair;
+mod structure;
 mod support;

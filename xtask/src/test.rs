@@ -64,7 +64,9 @@ fn fmt() -> Result<()> {
 fn clippy() -> Result<()> {
     run_process(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     // What is left out of smaller builds is left out whole.
-    for features in ["", "qcow2,deflate,zstd", "luks", "qcow2,write", "native"] {
+    for features in
+        ["", "qcow2,deflate,zstd", "luks", "qcow2,write", "native", "structure", "qcow2,structure", "luks,structure"]
+    {
         let chosen = ["clippy", "--package", "diskette", "--lib", "--no-default-features", "--features", features];
         run_process(&mut cargo(&[&chosen[..], &["--locked", "--", "-D", "warnings"]].concat()))?;
     }

@@ -22,9 +22,11 @@ struct Build {
     budget: u64,
 }
 
-const BUILDS: [Build; 2] = [
+const BUILDS: [Build; 3] = [
     Build { name: "diskette", features: "wasm,qcow2,deflate,zstd", budget: 150 << 10 },
     Build { name: "full", features: "wasm,qcow2,luks,deflate,zstd,write,crypto", budget: 350 << 10 },
+    // For the browser inspector, not in the package.
+    Build { name: "inspector", features: "wasm,qcow2,luks,deflate,zstd,write,crypto,structure", budget: 450 << 10 },
 ];
 
 /// The module of the inspector that looks into file systems. It is no part of the package.

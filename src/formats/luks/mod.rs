@@ -5,6 +5,8 @@
 
 mod create;
 mod open;
+#[cfg(feature = "structure")]
+mod structure;
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -16,6 +18,8 @@ use crate::engine::{AmendRequest, Format, InPlace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, State, Want, WriteFlags};
 use crate::op::{Op, if_writing};
+#[cfg(feature = "structure")]
+use crate::structure::{Parts, Region, RegionKind, Regions, StructureContext};
 
 pub use create::measure;
 
@@ -29,6 +33,10 @@ pub static DRIVER: Driver = Driver {
     measure: if cfg!(feature = "write") { Some(create::measure_volume) } else { None },
     open_options: &["key-secret"],
     amend_options: create::AMEND_OPTIONS,
+    #[cfg(feature = "structure")]
+    structure: Some(structure::structure),
+    #[cfg(not(feature = "structure"))]
+    structure: None,
 };
 
 fn probe(probe: &Probe<'_>) -> Option<Evidence> {
@@ -137,6 +145,22 @@ impl Format for Luks {
             header: self.volume.header().fields(),
             ..Details::default()
         })
+    }
+
+    #[cfg(feature = "structure")]
+    fn structure<'a>(&'a self, path: &'a [u64], from: u64, count: usize) -> Op<'a, Parts> {
+        let (file, header) = (&*self.file, self.header_file.as_deref());
+        Op::future(structure::structure(StructureContext { file, data_file: None, header, path, from, count }))
+    }
+
+    #[cfg(feature = "structure")]
+    fn regions<'a>(&'a self) -> Op<'a, Regions> {
+        let length = self.file.info().length;
+        let payload = self.payload.min(length);
+        Op::ok(Regions::new([
+            Region { range: Range::new(0, payload), kind: RegionKind::Encryption },
+            Region { range: Range::new(payload, length - payload), kind: RegionKind::Data },
+        ]))
     }
 }
 

@@ -142,7 +142,7 @@ impl StoredBitmap {
         Ok(())
     }
 
-    fn parse(bytes: &[u8], at: u64) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8], at: u64) -> Option<Self> {
         let raw = RawBitmap::parse(bytes)?;
         let extra_end = RawBitmap::SIZE.checked_add(usize::try_from(raw.extra_data_size).ok()?)?;
         let extra = bytes.get(RawBitmap::SIZE..extra_end)?.to_vec();
@@ -153,7 +153,7 @@ impl StoredBitmap {
     }
 
     /// Fails if the entry says something impossible in a file of `length` bytes.
-    fn check(&self, header: &Header, length: u64) -> Result<()> {
+    pub(super) fn check(&self, header: &Header, length: u64) -> Result<()> {
         let raw = &self.raw;
         let name = self.name();
         let wrong = |field, offset: u64, found: u64, expected: &str| {
@@ -196,6 +196,12 @@ impl StoredBitmap {
         }
         Ok(())
     }
+}
+
+/// Length of an entry of the directory.
+#[cfg(feature = "structure")]
+pub(super) fn entry_len(raw: &RawBitmap) -> u64 {
+    (RawBitmap::SIZE as u64 + u64::from(raw.extra_data_size) + u64::from(raw.name_size)).next_multiple_of(8)
 }
 
 /// Entries of the table of a bitmap for a disk of `size` bytes.

@@ -14,6 +14,9 @@ use crate::formats::qcow2::header::MAX_L1_BYTES;
 use crate::formats::qcow2::table::{COPIED, L2Entry, OFFSET_MASK, ZERO, compressed, used_entries, word};
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
 use crate::node::{Range, ReadFlags, WriteFlags};
+#[cfg(feature = "structure")]
+use crate::structure::Kinds;
+use crate::structure::RegionKind;
 
 /// Bits of an L2 entry, other than of a compressed cluster, that mean nothing.
 const RESERVED: u64 = 0x3f00_0000_0000_01fe;
@@ -129,6 +132,9 @@ pub(super) struct Check<'a> {
     pub(super) incomplete: bool,
     /// What to do about more references than can be counted was said.
     has_overflown: bool,
+    /// Notes what is in which cluster, instead of counting references.
+    #[cfg(feature = "structure")]
+    pub(super) kinds: Option<Kinds>,
 }
 
 impl<'a> Check<'a> {
@@ -147,6 +153,8 @@ impl<'a> Check<'a> {
             rebuild: false,
             incomplete: false,
             has_overflown: false,
+            #[cfg(feature = "structure")]
+            kinds: None,
         })
     }
 
@@ -187,8 +195,8 @@ impl<'a> Check<'a> {
         self.report.corruptions += u64::from(times.saturating_sub(1));
     }
 
-    /// Counts references to all clusters that `range` of the file touches.
-    fn count(&mut self, range: Range, times: u32) -> Result<()> {
+    /// Counts references to all clusters that `range` of the file, which holds something of that kind, touches.
+    fn count(&mut self, kind: RegionKind, range: Range, times: u32) -> Result<()> {
         let cluster = self.image.header.cluster;
         if range.len == 0 {
             return Ok(());
@@ -203,6 +211,12 @@ impl<'a> Check<'a> {
         }
         let first = range.start >> cluster.bits();
         let last = (range.end() - 1) >> cluster.bits();
+        #[cfg(feature = "structure")]
+        if let Some(kinds) = &mut self.kinds {
+            return (first..=last).try_for_each(|index| kinds.mark(index, kind));
+        }
+        #[cfg(not(feature = "structure"))]
+        let _ = kind;
         self.references.cover(last);
         for index in first..=last {
             let lost = self.references.add(index, times)?;
@@ -222,11 +236,11 @@ impl<'a> Check<'a> {
 
     fn count_fixed_places(&mut self) {
         let image = self.image;
-        let geometry = image.geometry();
+        let geometry = image.stored_geometry();
         let mut places = vec![
-            Range::new(0, image.header.cluster.size()),
-            Range::new(geometry.l1_offset, geometry.l1_entries * 8),
-            image.directory.lock().range(),
+            (RegionKind::Header, Range::new(0, image.header.cluster.size())),
+            (RegionKind::L1Table, geometry.l1()),
+            (RegionKind::SnapshotTable, image.directory.lock().range()),
         ];
         places.extend(
             image
@@ -235,11 +249,11 @@ impl<'a> Check<'a> {
                 .snapshots
                 .iter()
                 .filter(|snapshot| image.check_snapshot_l1(snapshot).is_ok())
-                .map(|snapshot| Range::new(snapshot.l1_offset, snapshot.l1_entries * 8)),
+                .map(|snapshot| (RegionKind::L1Table, Range::new(snapshot.l1_offset, snapshot.l1_entries * 8))),
         );
-        places.extend(image.extensions.encryption.map(|(at, len)| Range::new(at, len)));
-        for place in places {
-            if let Err(error) = self.count(place, 1) {
+        places.extend(image.extensions.encryption.map(|(at, len)| (RegionKind::Encryption, Range::new(at, len))));
+        for (kind, place) in places {
+            if let Err(error) = self.count(kind, place, 1) {
                 self.report.add(FindingKind::CheckError, alloc::format!("{error}"));
             }
         }
@@ -274,7 +288,7 @@ impl<'a> Check<'a> {
 
     async fn count_chain_of_tables(&mut self) -> Result<()> {
         let image = self.image;
-        let geometry = image.geometry();
+        let geometry = image.stored_geometry();
         let mut tables: BTreeMap<u64, TableUse> = BTreeMap::new();
         let active = self.words(geometry.l1_offset, geometry.l1_entries, "the L1 table").await?;
         for (index, entry) in (0u64..).zip(&active) {
@@ -358,7 +372,7 @@ impl<'a> Check<'a> {
         if entry == 0 {
             return Ok(None);
         }
-        self.count(Range::new(at, self.image.header.cluster.size()), 1)?;
+        self.count(RegionKind::L2Table, Range::new(at, self.image.header.cluster.size()), 1)?;
         if !self.image.header.cluster.is_aligned(at) {
             self.corruption(alloc::format!(
                 "ERROR l2_offset={at:x}: Table is not cluster aligned; L1 entry corrupted ({what} entry {index})"
@@ -408,7 +422,7 @@ impl<'a> Check<'a> {
                         ),
                     );
                 }
-                self.count(Range::new(host & !511, u64::from(stored) + (host & 511)), times)?;
+                self.count(RegionKind::Compressed, Range::new(host & !511, u64::from(stored) + (host & 511)), times)?;
                 let active = u64::from(uses.active);
                 self.report.compressed_clusters += active;
                 self.report.allocated_clusters += active;
@@ -520,7 +534,8 @@ impl<'a> Check<'a> {
             *next_offset = Some(host + cluster.size());
         }
         if !external {
-            self.count(Range::new(host, cluster.size()), times)?;
+            let kind = if uses.active > 0 { RegionKind::Data } else { RegionKind::SnapshotData };
+            self.count(kind, Range::new(host, cluster.size()), times)?;
         }
         Ok(false)
     }
@@ -532,15 +547,15 @@ impl<'a> Check<'a> {
             let tables = bitmaps.list.iter().map(|bitmap| (bitmap.name(), bitmap.table()));
             (bitmaps.directory, tables.collect::<Vec<_>>())
         };
-        self.count(directory, 1)?;
+        self.count(RegionKind::BitmapDirectory, directory, 1)?;
         for (name, table) in bitmaps {
-            self.count(table, 1)?;
+            self.count(RegionKind::BitmapTable, table, 1)?;
             for (index, word) in self.words(table.start, table.len / 8, "a bitmap table").await?.iter().enumerate() {
                 let at = word & OFFSET_MASK;
                 if !image.header.cluster.is_aligned(at) || (at != 0 && word & 1 != 0) {
                     self.corruption(alloc::format!("ERROR: bitmap '{}' table entry {index} is {word:#x}", name));
                 } else if at != 0 {
-                    self.count(Range::new(at, image.header.cluster.size()), 1)?;
+                    self.count(RegionKind::BitmapData, Range::new(at, image.header.cluster.size()), 1)?;
                 }
             }
         }
@@ -557,7 +572,7 @@ impl<'a> Check<'a> {
     async fn count_refcount_structure(&mut self) -> Result<()> {
         let (at, table) = self.refcount_table().await?;
         let size = self.image.header.cluster.size();
-        self.count(Range::new(at, table.len() as u64 * 8), 1)?;
+        self.count(RegionKind::RefcountTable, Range::new(at, table.len() as u64 * 8), 1)?;
         for (index, block) in table.iter().enumerate() {
             if *block == 0 {
                 continue;
@@ -571,7 +586,7 @@ impl<'a> Check<'a> {
                 self.corruption(alloc::format!("ERROR refcount block {index} is outside image"));
                 self.rebuild = true;
             } else {
-                self.count(Range::new(*block, size), 1)?;
+                self.count(RegionKind::RefcountBlock, Range::new(*block, size), 1)?;
                 let count = self.references.get(*block >> self.image.header.cluster.bits());
                 if count != 1 {
                     self.corruption(alloc::format!("ERROR refcount block {index} refcount={count}"));

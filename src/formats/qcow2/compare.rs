@@ -9,7 +9,7 @@ use crate::formats::qcow2::table::{refcount, refcount_place, set_refcount};
 use crate::node::WriteFlags;
 
 /// Bits of a refcount table entry that are an offset.
-const REFCOUNT_BLOCK_MASK: u64 = !0x1ff;
+pub(super) const REFCOUNT_BLOCK_MASK: u64 = !0x1ff;
 
 impl Check<'_> {
     /// Compares the stored refcounts with what was counted, and puts right what `repair` says.

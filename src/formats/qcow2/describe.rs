@@ -101,7 +101,7 @@ impl Qcow2 {
 
     fn fields(&self) -> Vec<HeaderField> {
         let bytes = self.header.raw.emit();
-        let stored = if self.header.raw.version == 2 { 72 } else { self.header.raw.header_length as usize };
+        let stored = self.header.raw.stored_bytes();
         RawHeader::FIELDS
             .iter()
             .filter(|field| field.offset + field.len <= stored)

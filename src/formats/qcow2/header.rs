@@ -77,6 +77,32 @@ on_disk! {
     }
 }
 
+/// Length of the header of version 2, and of that of version 3 at least.
+const V2_SIZE: usize = 72;
+const V3_SIZE: usize = 104;
+
+impl RawHeader {
+    /// Reads the start of a file. Fields that are missing, or that the version does not have, have the value that stands
+    /// for them.
+    pub(super) fn read(bytes: &[u8]) -> Self {
+        let mut raw = [0; RawHeader::SIZE];
+        raw.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+        let mut raw = Self::of(&raw);
+        if raw.version == 2 {
+            (raw.incompatible_features, raw.compatible_features, raw.autoclear_features) = (0, 0, 0);
+            (raw.refcount_order, raw.header_length, raw.compression_type) = (4, V2_SIZE as u32, 0);
+        } else if raw.header_length <= V3_SIZE as u32 {
+            raw.compression_type = 0;
+        }
+        raw
+    }
+
+    /// Bytes that the header takes up, as far as that is known.
+    pub(super) fn stored_bytes(&self) -> usize {
+        if self.version == 2 { V2_SIZE } else { (self.header_length as usize).max(V3_SIZE) }
+    }
+}
+
 /// How compressed clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
@@ -180,6 +206,9 @@ impl Problem {
 pub struct ClusterBits(u8);
 
 impl ClusterBits {
+    /// 512 bytes.
+    pub const SMALLEST: ClusterBits = ClusterBits(9);
+
     /// Checks the range.
     pub fn new(bits: u32) -> Option<Self> {
         (9..=21).contains(&bits).then_some(ClusterBits(bits as u8))
@@ -236,15 +265,11 @@ impl Header {
     /// # Errors
     /// Any value that is out of range. Feature bits are checked by [`Header::check_features`].
     pub fn parse(bytes: &[u8], length: u64) -> Result<Self> {
-        const V2_SIZE: usize = 72;
-        const V3_SIZE: usize = 104;
         let truncated = |what, expected: usize| {
             Problem::Truncated { what, found: length.min(bytes.len() as u64), expected: expected as u64 }.invalid_at(0)
         };
-        let mut padded = [0; RawHeader::SIZE];
         let available = bytes.len().min(RawHeader::SIZE);
-        padded[..available].copy_from_slice(&bytes[..available]);
-        let mut raw = RawHeader::parse(&padded).ok_or_else(|| truncated("the header", V2_SIZE))?;
+        let raw = RawHeader::read(bytes);
         if available >= 4 && raw.magic != MAGIC {
             return Err(Problem::Magic { found: raw.magic }
                 .invalid_at(0)
@@ -257,12 +282,6 @@ impl Header {
         }
         if available < V2_SIZE || (raw.version == 3 && available < V3_SIZE) {
             return Err(truncated("the header", if raw.version == 3 { V3_SIZE } else { V2_SIZE }));
-        }
-        if raw.version == 2 {
-            (raw.incompatible_features, raw.compatible_features, raw.autoclear_features) = (0, 0, 0);
-            (raw.refcount_order, raw.header_length, raw.compression_type) = (4, V2_SIZE as u32, 0);
-        } else if raw.header_length <= V3_SIZE as u32 {
-            raw.compression_type = 0;
         }
         let field = |field, offset, found: u64, expected: &str| -> Error {
             Problem::Field { field, found, expected: expected.to_string() }.invalid_at(offset)

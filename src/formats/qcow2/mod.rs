@@ -3,7 +3,7 @@
 //! Bytes: [`header`], [`extension`], [`table`], `snapshot`, `bitmap`. Verbs: `open`, `map`, `refcount` (who uses which cluster),
 //! `metadata` (what must not be overwritten), `change` (everything that alters the mapping), `bitmaps` (with `bitmap_store` and
 //! `bitmap_extension`), `compress`, `check` (with `compare`; for repairs `repair`, `rebuild`, `snapshots_repair`), `create`,
-//! `describe`, `encryption`, `resize`, `rewrite`, `snapshots`.
+//! `describe`, `encryption`, `resize`, `rewrite`, `snapshots`; `structure` and `regions` show what is in the file.
 
 mod amend;
 mod bitmap;
@@ -27,6 +27,8 @@ mod open;
 #[cfg(feature = "write")]
 mod rebuild;
 mod refcount;
+#[cfg(feature = "structure")]
+mod regions;
 #[cfg(feature = "write")]
 mod repair;
 mod resize;
@@ -37,6 +39,8 @@ mod snapshots;
 mod snapshots_check;
 #[cfg(feature = "write")]
 mod snapshots_repair;
+#[cfg(feature = "structure")]
+mod structure;
 pub mod table;
 
 use alloc::string::String;
@@ -53,6 +57,8 @@ use crate::error::Result;
 use crate::event::Event;
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, Want, WriteFlags};
 use crate::op::{Op, if_writing};
+#[cfg(feature = "structure")]
+use crate::structure::{Parts, Regions, StructureContext};
 use crate::sync::{Lock, Mutex};
 
 use bitmap::Bitmaps;
@@ -75,6 +81,10 @@ pub static DRIVER: Driver = Driver {
     measure: if cfg!(feature = "write") { Some(measure::measure) } else { None },
     open_options: settings::OPTIONS,
     amend_options: amend::OPTIONS,
+    #[cfg(feature = "structure")]
+    structure: Some(structure::structure),
+    #[cfg(not(feature = "structure"))]
+    structure: None,
 };
 
 /// The order in which tables reach the disk.
@@ -114,6 +124,13 @@ struct Geometry {
     incompatible: u64,
     compatible: u64,
     autoclear: u64,
+}
+
+impl Geometry {
+    /// Where the L1 table is.
+    fn l1(&self) -> Range {
+        Range::new(self.l1_offset, self.l1_entries * 8)
+    }
 }
 
 /// An open qcow2 image.
@@ -156,6 +173,16 @@ struct Qcow2 {
 impl Qcow2 {
     fn geometry(&self) -> Geometry {
         *self.geometry.lock()
+    }
+
+    /// What the header says, also if the disk is shown as it was at a snapshot.
+    fn stored_geometry(&self) -> Geometry {
+        let now = self.geometry();
+        if !self.at_snapshot {
+            return now;
+        }
+        let raw = &self.header.raw;
+        Geometry { l1_offset: raw.l1_table_offset, l1_entries: raw.l1_size.into(), size: raw.size, ..now }
     }
 
     /// The node with guest data.
@@ -375,5 +402,23 @@ impl Format for Qcow2 {
 
     fn check<'a>(&'a self, repair: Repair) -> Op<'a, CheckReport> {
         Op::future(self.watch(self.check_all(repair)))
+    }
+
+    #[cfg(feature = "structure")]
+    fn structure<'a>(&'a self, path: &'a [u64], from: u64, count: usize) -> Op<'a, Parts> {
+        let data_file = self.data.as_deref();
+        Op::future(structure::structure(StructureContext {
+            file: &*self.file,
+            data_file,
+            header: None,
+            path,
+            from,
+            count,
+        }))
+    }
+
+    #[cfg(feature = "structure")]
+    fn regions<'a>(&'a self) -> Op<'a, Regions> {
+        Op::future(self.find_regions())
     }
 }

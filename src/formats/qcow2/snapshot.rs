@@ -206,7 +206,8 @@ impl Qcow2 {
     }
 }
 
-fn entry_len(raw: &RawSnapshot) -> u64 {
+/// Length of an entry.
+pub(super) fn entry_len(raw: &RawSnapshot) -> u64 {
     let variable = u64::from(raw.extra_data_size) + u64::from(raw.id_str_size) + u64::from(raw.name_size);
     (RawSnapshot::SIZE as u64 + variable).next_multiple_of(8)
 }

@@ -1,5 +1,8 @@
 //! raw: the disk as it is, or a window of a file.
 
+#[cfg(feature = "structure")]
+mod structure;
+
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -13,6 +16,8 @@ use crate::engine::{Format, InPlace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Extent, Host, Node, NodeInfo, Preallocation, Range, Role, State, Want, WriteFlags};
 use crate::op::{BoxFuture, Op};
+#[cfg(feature = "structure")]
+use crate::structure::{Parts, Region, RegionKind, Regions, StructureContext};
 
 /// The driver. It takes any file, so it must be probed last.
 pub static DRIVER: Driver = Driver {
@@ -28,6 +33,10 @@ pub static DRIVER: Driver = Driver {
     open_options: &["offset", "size"],
     measure: if cfg!(feature = "write") { Some(measure) } else { None },
     amend_options: &[],
+    #[cfg(feature = "structure")]
+    structure: Some(structure::structure),
+    #[cfg(not(feature = "structure"))]
+    structure: None,
 };
 
 fn probe(_: &Probe<'_>) -> Option<Evidence> {
@@ -201,5 +210,23 @@ impl Format for Raw {
 
     fn describe(&self) -> Result<Details> {
         Ok(Details { virtual_size: self.length(), ..Details::default() })
+    }
+
+    #[cfg(feature = "structure")]
+    fn structure<'a>(&'a self, path: &'a [u64], from: u64, count: usize) -> Op<'a, Parts> {
+        let window = Range::new(self.window.offset, self.stored());
+        let context = StructureContext { file: &*self.file, data_file: None, header: None, path, from, count };
+        Op::future(structure::parts(window, context))
+    }
+
+    #[cfg(feature = "structure")]
+    fn regions<'a>(&'a self) -> Op<'a, Regions> {
+        let (before, len) = (self.window.offset, self.stored());
+        let behind = self.file.info().length.saturating_sub(before + len);
+        Op::ok(Regions::new([
+            Region { range: Range::new(0, before), kind: RegionKind::Free },
+            Region { range: Range::new(before, len), kind: RegionKind::Data },
+            Region { range: Range::new(before + len, behind), kind: RegionKind::Free },
+        ]))
     }
 }
