@@ -84,7 +84,7 @@ test("a narrow window scrolls in one direction only", async () => {
   await page.setViewportSize({ width: 390, height: 800 });
   for (const title of await page.getByRole("tab").allTextContents()) {
     await view(page, title);
-    if (title === "Map") await until(page, () => document.querySelector("#view-map .grid").clientWidth < 390);
+    if (title === "Map") await until(page, () => document.querySelector("#disk-map .grid").clientWidth < 390);
     await shoot(page, `narrow-${title.toLowerCase()}.png`);
     assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), title);
   }
@@ -100,24 +100,49 @@ test("a narrow window scrolls in one direction only", async () => {
 test("a field leads to its bytes, and a byte to its field", async () => {
   const page = await sample();
   await view(page, "Structure");
-  await page.getByRole("button", { name: "cluster_bits", exact: true }).click();
-  await page.waitForSelector("#view-structure hex-view .marked");
-  assert.equal((await page.locator("#view-structure hex-view .bytes .marked").allTextContents()).join(" "), "00 00 00 0c");
-  await page.locator('#view-structure hex-view .bytes [data-at="25"]').click();
-  assert.equal(await page.textContent("tr.current th button"), "size");
-  await page.keyboard.press("Tab");
+  await until(page, () => document.querySelectorAll("#structure-tree [role=treeitem]").length > 3);
+  await shoot(page, "structure.png");
+  await page.focus('#structure-tree [role="treeitem"]');
+  await page.keyboard.press("ArrowRight");
+  await until(page, () => /cluster_bits/.test(document.querySelector("#structure-tree").textContent));
+  const field = (name) => page.locator("#structure-tree .label", { has: page.getByText(name, { exact: true }) });
+  await field("cluster_bits").click();
+  await until(page, () => document.querySelector("#view-structure .bytes .marked") !== null);
+  assert.equal((await page.locator("#view-structure .bytes .marked").allTextContents()).join(" "), "00 00 00 0c");
+  assert.match(await page.textContent("#part"), /cluster_bits.*Cluster size is 2 to the power.*0x14, 4 bytes.*12/s);
+  await page.locator('#view-structure .bytes [data-at="25"]').click();
+  const chosen = (name) => until(page, { size: () => document.querySelector('#structure-tree [aria-selected="true"] > .label .name').textContent === "size", l1: () => document.querySelector('#structure-tree [aria-selected="true"] > .label .name').textContent === "l1_table_offset" }[name]);
+  await chosen("size");
   await page.focus("#view-structure hex-view .scroller");
   await page.keyboard.press("ArrowRight");
   await page.keyboard.press("ArrowDown");
+  await chosen("l1");
   assert.equal(await page.inputValue("#view-structure hex-view input"), "0x2a");
-  assert.equal(await page.textContent("tr.current th button"), "l1_table_offset");
+  await assertAccessible(page);
+  await page.close();
+});
+
+test("tables are unfolded down to the bits of an entry, which lead to the disk", async () => {
+  const page = await sample();
+  await view(page, "Structure");
+  const choose = async (pattern) => {
+    const label = page.locator("#structure-tree .label:visible", { hasText: pattern }).first();
+    await label.click();
+    await page.keyboard.press("ArrowRight");
+  };
+  await choose(/L1 table/i);
+  await until(page, () => document.querySelectorAll('#structure-tree [role="treeitem"]').length > 20);
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("ArrowRight");
+  await shoot(page, "structure-table.png");
+  await assertAccessible(page);
   await page.close();
 });
 
 test("the map works from the keyboard and leads to the bytes of the disk", async () => {
   const page = await sample();
   await view(page, "Map");
-  await page.focus("#view-map .grid");
+  await page.focus("#disk-map .grid");
   await until(page, () => /data, stored as it is/.test(document.querySelector(".extent").textContent));
   for (let times = 0; times < 3; times++) await page.keyboard.press("+");
   await until(page, () => /8 MiB from 0x0/.test(document.querySelector("#view-map .caption").textContent));
@@ -136,14 +161,14 @@ test("the map works from the keyboard and leads to the bytes of the disk", async
 test("the map works with the pointer", async () => {
   const page = await sample();
   await view(page, "Map");
-  const grid = page.locator("#view-map .grid");
+  const grid = page.locator("#disk-map .grid");
   await grid.hover({ position: { x: 3, y: 3 } });
   await until(page, () => /^0x0 to 0xffff, 64 KiB: data/.test(document.querySelector(".extent").textContent));
   // A wheel that passes by scrolls the page.
   await page.mouse.wheel(0, 60);
   await until(page, () => scrollY > 0);
   assert.match(await page.textContent("#view-map .caption"), /whole disk/);
-  await page.focus("#view-map .grid");
+  await page.focus("#disk-map .grid");
   await grid.hover({ position: { x: 3, y: 3 } });
   await page.mouse.wheel(0, -100);
   await until(page, () => /32 MiB from 0x0/.test(document.querySelector("#view-map .caption").textContent));

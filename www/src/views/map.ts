@@ -10,8 +10,8 @@ import { Marks } from "../widgets/runs";
 import { named } from "./panel";
 
 export function mapView(app: App): View {
-  const disk = new MapView("disk");
-  const file = new MapView("file");
+  const disk = named("disk-map", new MapView("disk"));
+  const file = named("file-map", new MapView("file"));
   const facts = named("map-facts", element("p", { class: "quiet" }));
   const marked = named("map-bitmap", element("p", {}));
   const fileSection = element("section", {}, element("h3", { text: "Map of the file" }), file, button("Show these bytes", () => file.pick(), "second"));

@@ -52,7 +52,7 @@ export function snapshotsView(app: App): View {
         layer.snapshots.map((snapshot) => {
           const name = snapshot.name || `number ${snapshot.id}`;
           const act = !top ? null : snapshot.id === shown ? element("span", { class: "quiet", text: "is shown" }) : button("Look through", () => look(current, snapshot.id), "second");
-          if (act instanceof HTMLButtonElement) act.ariaLabel = `Look through ${name}`;
+          if (act instanceof HTMLButtonElement) act.ariaLabel = `Look through: ${name}`;
           return row(name, snapshotText(snapshot), act);
         }),
         "The image has none.",
@@ -61,7 +61,7 @@ export function snapshotsView(app: App): View {
         bitmaps,
         layer.bitmaps.map((bitmap) => {
           const act = button("Show on the map", () => app.go({ view: "map", path: bitmap.name }), "second");
-          act.ariaLabel = `Show ${bitmap.name} on the map`;
+          act.ariaLabel = `Show on the map: ${bitmap.name}`;
           return row(bitmap.name, bitmapText(bitmap), top && !bitmap.inUse ? act : null);
         }),
         "The image has none.",

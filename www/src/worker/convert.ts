@@ -1,13 +1,9 @@
 // Copying the disk into a new image: to a file that was picked, or to the browser's own storage and from there to a download.
 
-// @ts-expect-error the entry is plain JavaScript; its declarations are those of "diskette/inspector"
-import { convert as convertImage } from "../../../pkg/inspector/index.js";
-import type { convert as convertType } from "diskette/inspector";
+import { convert } from "../../../pkg/inspector/index.js";
 
 import type { Ops } from "../protocol";
 import { type Call, type Handlers, current } from "./state";
-
-const convertTo = convertImage as typeof convertType;
 
 /** Where a copy is put together that is to be downloaded. */
 const SCRATCH = "diskette-copy";
@@ -15,7 +11,7 @@ const SCRATCH = "diskette-copy";
 /** What holds a running copy up, by the number that its view gave it. */
 const gates = new Map<number, { open: Promise<void>; release: () => void }>();
 
-async function convert({ handle, job, options }: Ops["convert"]["ask"], { signal, part }: Call<Ops["convert"]["part"]>): Promise<File | null> {
+async function copy({ handle, job, options }: Ops["convert"]["ask"], { signal, part }: Call<Ops["convert"]["part"]>): Promise<File | null> {
   const { image } = current();
   // A copy that is paused waits before it reads on.
   const source = {
@@ -30,7 +26,7 @@ async function convert({ handle, job, options }: Ops["convert"]["ask"], { signal
   const copying = { ...options, signal, onProgress: part };
   try {
     if (handle) {
-      await convertTo(source, handle, copying);
+      await convert(source, handle, copying);
       return null;
     }
     const storage = await navigator.storage.getDirectory();
@@ -38,7 +34,7 @@ async function convert({ handle, job, options }: Ops["convert"]["ask"], { signal
     const access = await scratch.createSyncAccessHandle();
     try {
       access.truncate(0);
-      await convertTo(source, access, copying);
+      await convert(source, access, copying);
     } catch (error) {
       access.truncate(0);
       throw error;
@@ -53,7 +49,7 @@ async function convert({ handle, job, options }: Ops["convert"]["ask"], { signal
 }
 
 export const converting: Pick<Handlers, "convert" | "pause"> = {
-  convert,
+  convert: copy,
   async pause({ job, paused }) {
     const gate = gates.get(job);
     if (!paused) {

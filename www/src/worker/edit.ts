@@ -1,13 +1,10 @@
 // Changes of metadata that are first tried on a copy of what they touch, so that every byte of them can be shown and undone.
 
-// @ts-expect-error the entry is plain JavaScript; its declarations are those of "diskette/inspector"
-import { open as openImage } from "../../../pkg/inspector/index.js";
-import type { TargetObject, open as openType } from "diskette/inspector";
+import { open } from "../../../pkg/inspector/index.js";
+import type { TargetObject } from "diskette/inspector";
 
 import type { Change, Edit, Ops, Plan } from "../protocol";
 import { type Handlers, current } from "./state";
-
-const open = openImage as typeof openType;
 
 const BLOCK_BYTES = 4096;
 /** An edit that touches more is for the command line. */

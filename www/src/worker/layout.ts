@@ -1,12 +1,9 @@
 // The image taken apart: its tables, what is where in its file, which place of the disk a place in the file is, its bitmaps.
 
-// @ts-expect-error the entry is plain JavaScript; its declarations are those of "diskette/inspector"
-import { look as lookAt } from "../../../pkg/inspector/index.js";
-import type { InspectedFile, InspectedImage as Image, look as lookType } from "diskette/inspector";
+import { look } from "../../../pkg/inspector/index.js";
+import type { InspectedFile, InspectedImage as Image } from "diskette/inspector";
 
 import { type Handlers, type OpenImage, current } from "./state";
-
-const look = lookAt as typeof lookType;
 
 const COLUMNS = 6;
 

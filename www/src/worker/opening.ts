@@ -1,13 +1,10 @@
 // Opening an image and what it names. Nothing is opened that the user did not give or allow.
 
-// @ts-expect-error the entry is plain JavaScript; its declarations are those of "diskette/inspector"
-import { open as openImage } from "../../../pkg/inspector/index.js";
-import type { InspectedImage as Image, Reference, open as openType } from "diskette/inspector";
+import { open } from "../../../pkg/inspector/index.js";
+import type { InspectedImage as Image, Reference } from "diskette/inspector";
 
 import type { Given, Missing, Opened, Opening, Surveyed, Wish } from "../protocol";
 import { type Handlers, replace } from "./state";
-
-const open = openImage as typeof openType;
 
 /** Ends an opening when another one begins. */
 let latest = new AbortController();
