@@ -15,7 +15,7 @@ interface Host {
 /** A folder is looked into no further than this. */
 const MAX_FOLDER_FILES = 2000;
 
-/** What `diskette serve` says it serves. Images are numbered by their place; `named` ones are there because others name them. */
+/** What `diskette serve` says it serves. Images are numbered by their place; `named` on the command line, or else by another image. */
 interface Manifest {
   images: {
     name: string;
@@ -95,7 +95,7 @@ async function openServed(host: Host): Promise<void> {
   const beside = images.flatMap(({ references }, index) =>
     references.flatMap(({ name, image }) => (image === null ? [] : [{ from: addresses[index] as string, name, url: addresses[image] as string }])),
   );
-  const chosen = [...images.keys()].filter((index) => !images[index]?.named);
+  const chosen = [...images.keys()].filter((index) => images[index]?.named);
   const begin = (index: number): void =>
     void host.open({ from: "url", url: addresses[index] as string, follow: false, served: { writable: images[index]?.writable ?? false, beside }, wish: {} });
   const list = $("served");

@@ -276,6 +276,99 @@ test("a snapshot is deleted in the file, and nothing if the file changed meanwhi
   await page.close();
 });
 
+test("the name of a backing file is changed in the header", async () => {
+  qemuImg("create", "-q", "-f", "qcow2", "-b", "gone.qcow2", "-F", "qcow2", "-u", path("based.qcow2"), "8M");
+  const page = await withPickers();
+  await store(page, "based.qcow2", readFileSync(path("based.qcow2")));
+  await openFile(page, "based.qcow2");
+  assert.match(await page.textContent("#warnings"), /gone\.qcow2 \(backing file\) is not open/);
+  await view(page, "Edit");
+  await page.fill("#backing-name", "found.raw");
+  await page.fill("#backing-format", "raw");
+  await page.getByRole("button", { name: "Change the name…" }).click();
+  await page.waitForSelector("#preview table");
+  await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
+  await page.evaluate(() => globalThis.picks.push("based.qcow2"));
+  await page.click("#edit-apply");
+  await told(page, "edit-status", /was changed/);
+  writeFileSync(path("renamed.qcow2"), await stored(page, "based.qcow2"));
+  const { "backing-filename": name, "backing-filename-format": format } = JSON.parse(qemuImg("info", "-U", "--output=json", path("renamed.qcow2")));
+  assert.deepEqual([name, format], ["found.raw", "raw"]);
+  await page.close();
+});
+
+test("the disk is looked at as it was at a snapshot", async () => {
+  const page = await fresh();
+  await openFile(page, "work.qcow2");
+  await view(page, "Snapshots");
+  await page.getByRole("button", { name: "Look through: first" }).click();
+  await told(page, "banner", /as it was at “first”/);
+  await shoot(page, "snapshot.png");
+  await assertAccessible(page);
+  await view(page, "Data");
+  await page.selectOption("#view-data select", { index: 1 });
+  await page.fill("#view-data hex-view input", "0x100000");
+  await page.press("#view-data hex-view input", "Enter");
+  await until(page, () => /AAAA/.test(document.querySelector("#view-data .rows").textContent));
+  await view(page, "Edit");
+  assert.match(await page.textContent("#edits"), /Go back to the present/);
+  await page.getByRole("button", { name: "Back to the present" }).click();
+  await until(page, () => document.querySelector("#banner").childElementCount === 0 && /opened in/.test(document.querySelector("#status").textContent));
+  await view(page, "Data");
+  await page.selectOption("#view-data select", { index: 1 });
+  await page.fill("#view-data hex-view input", "0x100000");
+  await page.press("#view-data hex-view input", "Enter");
+  await until(page, () => /DDDD/.test(document.querySelector("#view-data .rows").textContent));
+  await page.close();
+});
+
+test("what a bitmap holds dirty is marked on the map", async () => {
+  qemuImg("create", "-q", "-f", "qcow2", path("recorded.qcow2"), "64M");
+  qemuImg("bitmap", "--add", "-g", "64k", path("recorded.qcow2"), "changes");
+  qemuIo("recorded.qcow2", "write 1M 100k", "write 60M 4M");
+  const page = await fresh();
+  await openFile(page, "recorded.qcow2");
+  await view(page, "Snapshots");
+  await page.getByRole("button", { name: "Show on the map: changes" }).click();
+  await told(page, "map-bitmap", /changes holds dirty: 4\.125 MiB in 2 ranges/);
+  await shoot(page, "bitmap.png");
+  await assertAccessible(page);
+  await page.getByRole("button", { name: "Take the dots away" }).click();
+  assert.equal(await page.textContent("#map-bitmap"), "");
+  await page.close();
+});
+
+test("the maps of disk and file are linked", async () => {
+  const page = await fresh();
+  await openFile(page, "leaky.qcow2");
+  await view(page, "Map");
+  await until(page, () => /leaked 64 KiB/.test(document.querySelector("#file-map .legend").textContent));
+  assert.match(await page.textContent("#file-map .legend"), /header.*l2 table.*refcount block.*compressed.*snapshot data.*data/s);
+  const map = JSON.parse(qemuImg("map", "--output=json", path("work.qcow2")));
+  const { offset } = map.find(({ start }) => start === 40 * MIB);
+  // The place in the file of what is at 40 MiB on the disk, and back.
+  await page.goto(`${base}#view=map&space=0&at=${offset}`);
+  await told(page, "view-map", /It is at 0x2800000 on the disk/);
+  await shoot(page, "linked.png");
+  await page.close();
+});
+
+test("a file that is no sound image is taken apart all the same", async () => {
+  const page = await fresh();
+  const bytes = Buffer.from(readFileSync(path("work.qcow2")));
+  bytes.writeBigUInt64BE(0x123456789n << 16n, 40);
+  await page.setInputFiles("#files", { name: "broken.qcow2", mimeType: "application/octet-stream", buffer: bytes });
+  await page.waitForSelector("#status.failed");
+  await page.getByRole("button", { name: "Show its bytes" }).click();
+  await opened(page);
+  await view(page, "Structure");
+  await until(page, () => /header/.test(document.querySelector("#structure-tree").textContent) && /L1 table/i.test(document.querySelector("#structure-tree").textContent));
+  assert.match(await page.textContent("#structure-tree"), /✗ wrong/);
+  await shoot(page, "broken-structure.png");
+  await assertAccessible(page);
+  await page.close();
+});
+
 test("an image behind an address is not changed, and says so", async () => {
   const page = await fresh();
   await page.fill("#url", `${base}images/work.qcow2`);

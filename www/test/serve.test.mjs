@@ -20,13 +20,15 @@ setUp(() => {
 });
 
 /** Starts the server; gives its address, and what ends it. */
-async function serve(...args) {
-  const server = spawn(DISKETTE, ["serve", ...args], { stdio: ["ignore", "pipe", "inherit"] });
-  const [address] = await once(createInterface({ input: server.stdout }), "line");
+async function serve(context, ...args) {
+  const server = spawn(DISKETTE, ["serve", ...args], { stdio: ["ignore", "pipe", "ignore"] });
+  const exit = once(server, "exit");
   const end = async () => {
     server.kill("SIGTERM");
-    await once(server, "exit");
+    await exit;
   };
+  context.after(end);
+  const [address] = await once(createInterface({ input: server.stdout }), "line");
   return { address, end };
 }
 
@@ -41,8 +43,8 @@ async function visit(address) {
   return page;
 }
 
-test("what is served is open at once, with the files that it names, and only read", async () => {
-  const { address, end } = await serve("--follow", path("top.qcow2"));
+test("what is served is open at once, with the files that it names, and only read", async (t) => {
+  const { address } = await serve(t, "--follow", path("top.qcow2"));
   const page = await visit(address);
   assert.equal(await page.locator("#chain button").count(), 2);
   await view(page, "Data");
@@ -56,12 +58,11 @@ test("what is served is open at once, with the files that it names, and only rea
   await shoot(page, "served.png");
   await assertAccessible(page);
   await page.close();
-  await end();
 });
 
-test("a snapshot is deleted in a file that is served to be changed", async () => {
+test("a snapshot is deleted in a file that is served to be changed", async (t) => {
   copyFileSync(path("top.qcow2"), path("changed.qcow2"));
-  const { address, end } = await serve("--writable", path("changed.qcow2"));
+  const { address, end } = await serve(t, "--writable", path("changed.qcow2"));
   const page = await visit(address);
   await view(page, "Edit");
   await page.getByRole("button", { name: "Delete…" }).click();
