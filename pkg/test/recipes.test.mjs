@@ -7,7 +7,7 @@ import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 
-import { folder, path, pattern, qemuImg, serve } from "./support.mjs";
+import { folder, path, pattern, qemuImg, qemuIo, serve } from "./support.mjs";
 
 const PACKAGE = fileURLToPath(new URL("../", import.meta.url));
 const recipes = [...readFileSync(`${PACKAGE}README.md`, "utf8").matchAll(/^```js\n(.*?)^```$/gms)].map(([, code]) => code);
@@ -19,6 +19,9 @@ before(() => {
   writeFileSync(path("source.raw"), pattern(3_000_320));
   for (const name of ["disk", "changed", "leaky", "damaged"]) qemuImg("convert", "-O", "qcow2", path("source.raw"), path(`${name}.qcow2`));
   qemuImg("create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", path("overlay.qcow2"));
+  qemuImg("create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", path("tracked.qcow2"));
+  qemuImg("bitmap", "--add", path("tracked.qcow2"), "changes");
+  qemuIo("tracked.qcow2", "write 0 64k");
   const bytes = readFileSync(path("leaky.qcow2"));
   const cluster = Math.ceil(bytes.length / 65536);
   const leaky = Buffer.concat([bytes], (cluster + 1) * 65536);
@@ -28,7 +31,7 @@ before(() => {
   writeFileSync(path("damaged.qcow2"), bytes);
 });
 
-test("there are ten", () => assert.equal(recipes.length, 10));
+test("there are eleven", () => assert.equal(recipes.length, 11));
 
 for (const [index, code] of recipes.entries()) {
   test(`recipe ${index + 1} runs`, async (context) => {
@@ -36,7 +39,7 @@ for (const [index, code] of recipes.entries()) {
     writeFileSync(path(`recipe${index}.mjs`), code.replace("https://example.org/disk.qcow2", url));
     const { stdout, stderr } = await promisify(execFile)("node", [path(`recipe${index}.mjs`)], { cwd: folder });
     assert.equal(stderr, "");
-    const expected = [/qcow2 3000320 65536 0\ndata 0 /, /512/, /'overlay.qcow2', 'disk.qcow2' \]\nDISKETTE_DENIED/, /do not use it|^\d+ [1-9]/, /0 1/, /^$/, /before/, /100 %/, /\d+/, /0/][index];
+    const expected = [/qcow2 3000320 65536 0\ndata 0 /, /512/, /'overlay.qcow2', 'disk.qcow2' \]\nDISKETTE_DENIED/, /do not use it|^\d+ [1-9]/, /0 1/, /^$/, /before/, /Uint8Array\(512\)[^]*\n1\n$/, /100 %/, /\d+/, /0/][index];
     assert.match(stdout, expected);
   });
 }
@@ -45,6 +48,7 @@ test("what the recipes leave behind is whole", () => {
   for (const name of ["new", "small", "leaky", "changed"]) execFileSync("qemu-img", ["check", "-q", path(`${name}.qcow2`)]);
   qemuImg("compare", "-q", path("small.qcow2"), path("disk.qcow2"));
   qemuImg("compare", "-q", path("disk.raw"), path("disk.qcow2"));
+  assert.match(qemuImg("info", "-U", path("tracked.qcow2")), /^backing file: moved.qcow2/m);
 });
 
 for (const [module, resolution] of [["nodenext", "nodenext"], ["esnext", "bundler"]]) {

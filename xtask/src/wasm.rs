@@ -13,7 +13,7 @@ use crate::toolchain::Toolchain;
 const TARGET: &str = "wasm32-unknown-unknown";
 const DIST: &str = "pkg/dist";
 
-/// A module of the package.
+/// A module.
 struct Build {
     /// What its files in `pkg/dist` are called.
     name: &'static str,
