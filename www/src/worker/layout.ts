@@ -6,6 +6,7 @@ import type { InspectedFile, InspectedImage as Image } from "diskette/inspector"
 import { type Handlers, type OpenImage, current } from "./state";
 
 const COLUMNS = 6;
+const PIECE_NUMBERS = 3 * 8192;
 
 /** Extents of the disk by where they are in the file. */
 interface Index {
@@ -48,7 +49,13 @@ export const layout: Pick<Handlers, "structure" | "regions" | "bitmap" | "guest-
     return (await subject(current())).structure(path, { from, count, signal });
   },
   async regions(_, { part, signal }) {
-    for await (const page of current().image.regions({ signal })) part(page, [page.columns.buffer as ArrayBuffer]);
+    for await (const { columns, kinds } of current().image.regions({ signal })) {
+      // In pieces that the page takes in between two frames.
+      for (let at = 0; at < columns.length; at += PIECE_NUMBERS) {
+        const piece = columns.slice(at, at + PIECE_NUMBERS);
+        part({ columns: piece, kinds, end: (piece.at(-3) ?? 0) + (piece.at(-2) ?? 0) }, [piece.buffer]);
+      }
+    }
     return null;
   },
   bitmap: ({ name }, { signal }) => current().image.readBitmap(name, { signal }),
