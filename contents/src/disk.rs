@@ -332,10 +332,6 @@ impl View {
         self.start
     }
 
-    pub(crate) fn length(&self) -> u64 {
-        self.length
-    }
-
     pub(crate) fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), Fault> {
         let length = into.len() as u64;
         if offset.checked_add(length).is_none_or(|end| end > self.length) {
@@ -376,11 +372,5 @@ impl Write for View {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl ext4_view::Ext4Read for View {
-    fn read(&mut self, offset: u64, into: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync + 'static>> {
-        Ok(self.read_at(offset, into)?)
     }
 }

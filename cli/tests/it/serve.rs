@@ -620,6 +620,30 @@ fn one_page_at_a_time_changes_an_image() {
 }
 
 #[test]
+fn what_comes_after_its_writer_was_succeeded_is_not_written() {
+    let scratch = Scratch::new();
+    fs::write(scratch.path().join("disk.raw"), pattern(8192)).unwrap();
+    let server = Server::start(&scratch, &["--writable", "-f", "raw", "disk.raw"]);
+    let first = server.writer();
+    let mut slow = server.connect();
+    let request = format!(
+        "PATCH {}images/0 HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nDiskette-Writer: {first}\r\n\
+         Content-Range: bytes 0-3/*\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n",
+        server.root, server.host
+    );
+    slow.write_all(request.as_bytes()).unwrap();
+    let mut go_on = [0; 25];
+    slow.read_exact(&mut go_on).unwrap();
+    assert_eq!(text(&go_on), "HTTP/1.1 100 Continue\r\n\r\n");
+    assert_eq!(server.ask("DELETE", "images/0/writer", &[("Diskette-Writer", &first)], b"").status, 204);
+    assert_eq!(server.patch(&server.writer(), 0, b"mine").status, 204);
+    slow.write_all(b"late").unwrap();
+    let late = Reply::parse(&rest(&mut slow));
+    assert_eq!((late.status, late.text().contains("taken over")), (409, true), "{}", late.text());
+    assert_eq!(server.range("images/0", "bytes=0-3").body, b"mine");
+}
+
+#[test]
 fn an_image_in_use_is_refused_as_other_tools_refuse_it() {
     let scratch = Scratch::new();
     scratch.make("qemu-img", &["create", "-q", "-f", "qcow2", "disk.qcow2", "1M"]);

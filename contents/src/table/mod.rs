@@ -92,6 +92,11 @@ struct Parsed {
 /// The sector sizes of disks.
 const SECTOR_SIZES: [u64; 2] = [512, 4096];
 
+/// At the beginning of so many partitions something is looked for, and elsewhere in so many of which nothing is known by
+/// then. What this reads stays below [`Limits::held`](crate::Limits) as it is by default.
+const MAX_HEADS: usize = 512;
+const MAX_RESTS: usize = 64;
+
 /// Finds the table and what is in its partitions.
 pub(crate) fn layout(disk: &Disk, sector_size: u64) -> Result<Layout> {
     let size = disk.size();
@@ -105,17 +110,21 @@ pub(crate) fn layout(disk: &Disk, sector_size: u64) -> Result<Layout> {
         None => Parsed { table: Table::None, sector_size, disk_id: None, volumes: Vec::new() },
     };
     let Parsed { table, sector_size, disk_id, mut volumes } = parsed;
-    disk.want(volumes.iter().map(|volume| (volume.start, probe::HEAD.min(volume.length))))?;
-    for volume in &mut volumes {
-        if volume.start.saturating_add(volume.length) > size {
-            volume.flags.push("beyond the end of the disk");
-        }
+    for volume in volumes.iter_mut().filter(|volume| volume.start.saturating_add(volume.length) > size) {
+        volume.flags.push("beyond the end of the disk");
+    }
+    if volumes.len() > MAX_HEADS {
+        notes.push(format!("only the first {MAX_HEADS} of {} partitions were looked into", volumes.len()));
+    }
+    disk.want(volumes.iter().take(MAX_HEADS).map(|volume| (volume.start, probe::HEAD.min(volume.length))))?;
+    for volume in volumes.iter_mut().take(MAX_HEADS) {
         if !volume.flags.contains(&EXTENDED) {
             volume.found = probe::head(disk, volume.start, volume.length)?;
         }
     }
     // Only where nothing was recognised yet is it worth looking at more.
-    let unknown: Vec<usize> = (0..volumes.len()).filter(|at| is_unknown(&volumes[*at])).collect();
+    let unknown = (0..volumes.len()).take(MAX_HEADS).filter(|at| is_unknown(&volumes[*at]));
+    let unknown: Vec<usize> = unknown.take(MAX_RESTS).collect();
     disk.want(unknown.iter().flat_map(|at| probe::places(volumes[*at].start, volumes[*at].length)))?;
     for at in unknown {
         volumes[at].found = probe::rest(disk, volumes[at].start, volumes[at].length)?;

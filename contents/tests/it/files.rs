@@ -88,16 +88,89 @@ fn ext4_gives_what_was_put_in() {
 
 #[test]
 fn ext2_and_ext3_give_what_was_put_in() {
-    let shop = Workshop::new(Wish { sparse: false, ..ALL });
+    let shop = Workshop::new(ALL);
     for (kind, block) in [("ext2", "1024"), ("ext3", "2048")] {
         let image = shop.ext(kind, 64 << 20, &["-b", block]);
         same(&image, &shop.tree(), UNIX, Limits::default(), &[(1000, 1 << 20)]);
     }
-    // A hole for which no block of the map was made is more than the reader knows.
-    let shop = Workshop::new(Wish { sparse: true, ..SMALL });
-    let mut host = Host::of_file(&shop.ext("ext2", 32 << 20, &["-b", "1024"]), Limits::default());
-    let error = host.read(0, b"/sparse", 0, 1 << 20).expect_err("there is a hole");
-    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+}
+
+/// Runs commands of debugfs on a file system.
+fn debugfs(image: &Path, commands: &str) {
+    feed("debugfs", &["-w", "-f", "-", text(image)], commands);
+}
+
+#[test]
+fn ext4_gives_zeroes_where_nothing_was_written() {
+    let shop = Workshop::new(Wish { links: false, many: 1, ..SMALL });
+    fs::write(shop.tree().join("file"), vec![b'x'; 20_480]).expect("a file");
+    fs::write(shop.tree().join("gone"), vec![b'!'; 1 << 20]).expect("a file");
+    let image = shop.ext("ext4", 16 << 20, &["-b", "1024"]);
+    // Room is set aside in the middle of the file and at its end, where something else was before.
+    debugfs(&image, "rm gone\npunch file 5 9\nfallocate file 5 9\nfallocate file 20 600\nsif file size 600000\n");
+    tool("e2fsck", &["-fn", text(&image)]);
+    let mut expected = vec![b'x'; 20_480];
+    expected[5 << 10..10 << 10].fill(0);
+    expected.resize(600_000, 0);
+    let mut host = Host::of_file(&image, Limits::default());
+    assert_eq!(tree::hash(&host.read(0, b"file", 0, 1 << 20).expect("it can be read")), tree::hash(&expected));
+    for offset in [5 << 10, 9 << 10, 10 << 10, 20_000, 599_999] {
+        let bytes = host.read(0, b"file", offset as u64, 3000).expect("it can be read");
+        assert!(bytes == expected[offset..expected.len().min(offset + 3000)], "{offset}");
+    }
+    for offset in [600_000, 1 << 60, u64::MAX] {
+        assert_eq!(host.read(0, b"file", offset, 10), Ok(vec![]), "there is nothing behind the end");
+    }
+}
+
+#[test]
+fn ext4_gives_what_its_journal_has() {
+    for features in ["metadata_csum,64bit", "^metadata_csum,64bit", "metadata_csum,^64bit", "^metadata_csum,^64bit"] {
+        let shop = Workshop::new(Wish { links: false, many: 1, ..SMALL });
+        fs::write(shop.tree().join("file"), vec![b'x'; 20_480]).expect("a file");
+        let image = shop.ext("ext4", 16 << 20, &["-b", "1024", "-O", features]);
+        let block = |number: u32| tool("debugfs", &["-R", &format!("bmap file {number}"), text(&image)]);
+        let (second, fourth, last) = (block(2), block(4), block(19));
+        // A block that begins as those of journals do is kept without its beginning.
+        let mut bytes = vec![b'y'; 3 << 10];
+        bytes[..4].copy_from_slice(&[0xc0, 0x3b, 0x39, 0x98]);
+        let source = shop.image("blocks");
+        fs::write(&source, &bytes).expect("a file");
+        let open = if features.starts_with('^') { "jo" } else { "jo -c" };
+        let blocks = [second.trim(), fourth.trim(), last.trim()].join(",");
+        // The last one is revoked afterwards, and stays as it is.
+        let revoked = last.trim();
+        debugfs(&image, &format!("{open}\njw -b {blocks} {}\njw -r {revoked}\njc\n", text(&source)));
+        let read = |image: &Path| {
+            let mut host = Host::of_file(image, smallest());
+            host.read(0, b"file", 0, 1 << 20).expect("it can be read")
+        };
+        let ours = read(&image);
+        assert!(ours[2 << 10..3 << 10] == bytes[..1024] && ours[4 << 10..5 << 10] == bytes[1024..2048], "{features}");
+        assert!(ours[19 << 10..].iter().all(|byte| *byte == b'x'), "{features}: it was revoked");
+        run("e2fsck", &["-fy", text(&image)], "");
+        assert!(read(&image) == ours, "{features}: e2fsck brings the same in its place");
+    }
+}
+
+#[test]
+fn ext4_lists_many_links_without_looking_for_each() {
+    let shop = Workshop::new(Wish { links: false, many: 1, ..SMALL });
+    let links = shop.tree().join("links");
+    fs::create_dir(&links).expect("a directory");
+    for number in 0..5000 {
+        std::os::unix::fs::symlink(format!("target {number}"), links.join(format!("a link with number {number}")))
+            .expect("a link");
+    }
+    let image = shop.ext("ext4", 32 << 20, &["-N", "8000"]);
+    let limits = Limits { reads: 100_000, ..Limits::default() };
+    let listed = Host::of_file(&image, limits).list_all(0, b"links", 1000).expect("it can be listed");
+    assert_eq!(listed.len(), 5000);
+    for entry in listed {
+        let name = String::from_utf8(entry.name).expect("a name");
+        let number = name.rsplit(' ').next().expect("a number");
+        assert_eq!(entry.target, Some(format!("target {number}").into_bytes()));
+    }
 }
 
 #[test]

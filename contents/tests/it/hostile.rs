@@ -152,6 +152,29 @@ fn ext4_may_lie() {
 }
 
 #[test]
+fn a_link_may_lie_about_its_length() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (tree, path) = (folder.path().join("tree"), folder.path().join("image"));
+    fs::create_dir(&tree).expect("a directory");
+    std::os::unix::fs::symlink("x".repeat(100), tree.join("link")).expect("a link");
+    for length in ["4097", "1073741824", "2199023255552", "9223372036854775807"] {
+        blank(&path, 2 << 20);
+        tool("mke2fs", &["-q", "-F", "-t", "ext4", "-O", "^metadata_csum", "-d", text(&tree), text(&path)]);
+        let high = length.parse::<u64>().expect("a number") >> 32;
+        let low = length.parse::<u64>().expect("a number") & 0xffff_ffff;
+        let commands = format!("sif link size {low}\nsif link size_high {high}\n");
+        crate::host::feed("debugfs", &["-w", "-f", "-", text(&path)], &commands);
+        let mut host = Host::of_file(&path, limits());
+        for error in [
+            host.list(0, b"/", 0, 10).expect_err("a link of that length"),
+            host.read(0, b"link", 0, 10).expect_err("a link of that length"),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{length}: {error}");
+        }
+    }
+}
+
+#[test]
 fn fat_may_lie() {
     let folder = plain_tree();
     let (tree, path) = (folder.path().join("tree"), folder.path().join("image"));

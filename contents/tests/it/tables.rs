@@ -162,6 +162,15 @@ fn gpt_may_have_many_partitions() {
 }
 
 #[test]
+fn partitions_are_listed_even_if_they_are_too_many_to_look_into() {
+    let script = format!("label: gpt\ntable-length: 1000\n{}", "size=1MiB\n".repeat(1000));
+    let (_folder, path) = with_table(&script, 1002 << 20, 512);
+    let layout = agrees(&path, 512);
+    assert_eq!(layout.volumes.len(), 1000);
+    assert!(layout.notes[0].ends_with("first 512 of 1000 partitions were looked into"), "{:?}", layout.notes);
+}
+
+#[test]
 fn the_second_gpt_takes_the_place_of_a_damaged_first_one() {
     let (_folder, path) = with_table(GPT, 32 << 20, 512);
     let whole = fs::read(&path).expect("the image");

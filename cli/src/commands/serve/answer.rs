@@ -128,42 +128,43 @@ impl Site {
     }
 
     async fn image(&self, image: Arc<Served>, verb: &str, request: Request<Incoming>) -> Reply {
+        let id = writer(&request).map(str::to_string);
         match (verb, request.method()) {
             ("", &Method::GET | &Method::HEAD) => part(image, request).await,
             ("", &Method::PATCH) => {
-                image.check_writer(writer(&request))?;
+                image.check_writer(id.as_deref())?;
                 let range = span(&request)?;
                 let body = self.body(request, MAX_BODY_BYTES).await?;
                 if body.len() as u64 != range.end - range.start {
                     let message = format!("{} bytes came where {range:?} were announced", body.len());
                     return Err(bad(message));
                 }
-                change(image, Change::Write(range.start, body)).await
+                change(image, id, Change::Write(range.start, body)).await
             }
             ("length", &Method::PUT) => {
-                image.check_writer(writer(&request))?;
+                image.check_writer(id.as_deref())?;
                 let body = self.body(request, MAX_NUMBER_BYTES).await?;
                 let length = std::str::from_utf8(&body).ok().and_then(|text| text.parse().ok());
                 let length = length.filter(|length| i64::try_from(*length).is_ok());
-                change(image, Change::Resize(length.ok_or_else(|| bad("a length is a number below 2^63"))?)).await
+                let length = length.ok_or_else(|| bad("a length is a number below 2^63"))?;
+                change(image, id, Change::Resize(length)).await
             }
             ("zero" | "discard", &Method::POST) => {
-                image.check_writer(writer(&request))?;
+                image.check_writer(id.as_deref())?;
                 let range = span(&request)?;
-                change(image, if verb == "zero" { Change::Zero(range) } else { Change::Discard(range) }).await
+                change(image, id, if verb == "zero" { Change::Zero(range) } else { Change::Discard(range) }).await
             }
             ("flush", &Method::POST) => {
-                image.check_writer(writer(&request))?;
-                change(image, Change::Flush).await
+                image.check_writer(id.as_deref())?;
+                change(image, id, Change::Flush).await
             }
             ("writer", &Method::POST) => {
-                let id = image.hand_over(writer(&request))?;
+                let id = blocking(move || image.hand_over(id.as_deref())).await??;
                 Ok(typed(json!({ "writer": id }).to_string().into(), "application/json"))
             }
             ("writer", &Method::DELETE) => {
-                let id = writer(&request).map(str::to_string);
                 image.check_writer(id.as_deref())?;
-                let response = change(image.clone(), Change::Flush).await?;
+                let response = change(image.clone(), id.clone(), Change::Flush).await?;
                 image.let_go(&id.unwrap_or_default());
                 Ok(response)
             }
@@ -254,8 +255,8 @@ fn asset(bytes: Bytes, kind: &'static str, headers: &HeaderMap) -> Reply {
     Ok(response)
 }
 
-async fn change(image: Arc<Served>, change: Change) -> Reply {
-    let now = blocking(move || image.change(&change)).await??;
+async fn change(image: Arc<Served>, writer: Option<String>, change: Change) -> Reply {
+    let now = blocking(move || image.change(writer.as_deref(), &change)).await??;
     let mut response = plain(StatusCode::NO_CONTENT, "");
     response.headers_mut().remove(CONTENT_TYPE);
     response.headers_mut().insert(ETAG, HeaderValue::from_str(&now.tag).map_err(internal)?);

@@ -76,7 +76,7 @@ pub(super) struct Served {
     identity: String,
     /// Counts changes made here, which are more than a clock can tell apart.
     changes: AtomicU64,
-    /// Held while the file changes, so that nobody sees its length halfway.
+    /// Held while the file changes, so that nobody sees its length halfway or becomes the writer meanwhile.
     changing: Mutex<()>,
     writer: Mutex<Option<Writer>>,
     references: Vec<Named>,
@@ -270,14 +270,16 @@ impl Served {
         Ok(bytes.into())
     }
 
-    /// Changes the file; the answer is what it is like then.
-    pub(super) fn change(&self, change: &Change) -> Result<Now, Refusal> {
+    /// Changes the file for the page that is its writer; the answer is what it is like then.
+    pub(super) fn change(&self, writer: Option<&str>, change: &Change) -> Result<Now, Refusal> {
         if let Change::Flush = change {
             // Others need not wait for it.
             block_on(self.file.flush())?;
             return self.now();
         }
         let _alone = lock(&self.changing);
+        // What was announced by the writer may have come when another page was.
+        self.check_writer(writer)?;
         self.look()?;
         self.changes.fetch_add(1, Ordering::AcqRel);
         let span = |range: &Range<u64>| diskette::Range::new(range.start, range.end - range.start);
@@ -294,11 +296,13 @@ impl Served {
         self.look()
     }
 
-    /// Makes a page the writer of this file, unless another one is. `own` is what it was called before.
+    /// Makes a page the writer of this file, unless another one is. `own` is what it was called before. A change that
+    /// has begun is waited for.
     pub(super) fn hand_over(&self, own: Option<&str>) -> Result<String, Refusal> {
         if !self.writable {
             return Err(self.only_read());
         }
+        let _still = lock(&self.changing);
         let mut writer = lock(&self.writer);
         if let Some(now) = writer.as_mut() {
             if own == Some(now.id.as_str()) {
