@@ -20,11 +20,11 @@ function serviceWorker(): Plugin {
       const source = `const CACHE = "diskette-${hash.digest("hex").slice(0, 16)}";
 const KEPT = ${JSON.stringify(kept)};
 self.addEventListener("install", (event) => {
-  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(KEPT)).then(() => self.skipWaiting()));
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(KEPT)));
 });
 self.addEventListener("activate", (event) => {
   const old = (names) => names.filter((name) => name.startsWith("diskette-") && name !== CACHE);
-  event.waitUntil(caches.keys().then((names) => Promise.all(old(names).map((name) => caches.delete(name)))).then(() => self.clients.claim()));
+  event.waitUntil(caches.keys().then((names) => Promise.all(old(names).map((name) => caches.delete(name)))));
 });
 self.addEventListener("fetch", (event) => {
   const { request } = event;

@@ -13,6 +13,8 @@ const ADVICE: Record<string, string> = {
   "read-only": "Choose the file with “Choose the file to change”, so that the browser may write it.",
   busy: "Somebody else has it open. Close it there and try again.",
   locked: "Type it again in the overview. Keyboard layout and capitals matter, and so does each space.",
+  closed: "Open the image again.",
+  internal: "Open the image again. If it happens each time, please tell us what image it is.",
   cancelled: "",
   crashed: "Open the image again. If it happens each time, the image is built to break its readers: do not use it elsewhere.",
   io: "Is the file still there and unchanged? A file that was changed since it was chosen has to be chosen again.",

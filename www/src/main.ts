@@ -28,6 +28,11 @@ const results = $("results");
 let generation = 0;
 let current: Current | undefined;
 let place: Place = { view: "overview" };
+/** The place is one that a link led to, and no image has been there yet. */
+let linked = true;
+/** The address follows the user no faster than this. */
+const MARK_MILLISECONDS = 300;
+let marking = 0;
 
 const app: App = {
   get current() {
@@ -110,7 +115,9 @@ async function open(opening: Opening): Promise<void> {
     // What can be said of it without the passphrase is shown again, and another one can be tried.
     const { passphrase, ...wish } = opening.wish;
     await open({ ...opening, wish });
-    return complain({ message: `the passphrase does not open it: ${(error as Error).message}`, kind: "locked" });
+    const { message, kind, operation = null } = error as InspectorError;
+    const wrong = /passw|passphrase|keyslot|key slot/i.test(message);
+    return complain(wrong ? { message: `the passphrase does not open it: ${message}`, kind: "locked" } : { message, kind, operation });
   }
   results.hidden = false;
   document.body.classList.add("opened");
@@ -118,8 +125,9 @@ async function open(opening: Opening): Promise<void> {
   document.title = `${baseName(name)} – diskette inspector`;
   $("title").textContent = name;
   for (const view of views) view.opened(current);
-  // A link to a place is followed once there is an image to follow it in.
-  go(place);
+  // A link to a place is followed once there is an image to follow it in. The next image begins at the same view.
+  go(linked ? place : { view: place.view });
+  linked = false;
 }
 
 function choose(layer: number): void {
@@ -135,12 +143,18 @@ function address(next: Place): string {
 function mark(next: Place): void {
   if (!current || next.view !== place.view) return;
   place = next;
-  history.replaceState(null, "", address(next));
+  // Browsers take only so many changes in a while.
+  marking ||= window.setTimeout(() => {
+    marking = 0;
+    if (current) history.replaceState(null, "", address(place));
+  }, MARK_MILLISECONDS);
 }
 
 /** Goes to a place; going to another view is a step that the browser can go back. */
 function go(next: Place): void {
   const moved = next.view !== place.view;
+  clearTimeout(marking);
+  marking = 0;
   show(next);
   if (!current) return;
   if (moved) history.pushState(null, "", address(place));
@@ -175,6 +189,7 @@ function follow(): void {
   const route = parseRoute(location.hash);
   const open = current?.opening.from === "url" ? current.opening.url : undefined;
   show(route.place);
+  linked = current === undefined;
   if (route.url !== undefined && route.url !== open) offer(route.url);
 }
 

@@ -37,17 +37,20 @@ const given = (files: Iterable<File>): Given[] => Array.from(files, (file) => ({
 const files = (all: Given[]): Opening => ({ from: "files", files: all, wish: {} });
 
 /** What was dropped, with handles where the browser gives them. They have to be asked for before the event is over. */
-async function dropped(transfer: DataTransfer): Promise<Given[]> {
+async function dropped(transfer: DataTransfer): Promise<{ all: Given[]; folder: boolean }> {
   const handles = [...transfer.items]
     .filter(({ kind }) => kind === "file")
     .map((item) => ({ file: item.getAsFile(), handle: (item as HandleItem).getAsFileSystemHandle?.() }));
   const all: Given[] = [];
+  let folder = false;
   for (const { file, handle } of handles) {
     const known = await handle?.catch(() => null);
-    if (known?.kind === "directory") all.push(...given(await filesIn(known as FileSystemDirectoryHandle)));
-    else if (file) all.push(known ? { file, handle: known as FileSystemFileHandle } : { file });
+    if (known?.kind === "directory") {
+      folder = true;
+      all.push(...given(await filesIn(known as FileSystemDirectoryHandle)));
+    } else if (file) all.push(known ? { file, handle: known as FileSystemFileHandle } : { file });
   }
-  return all;
+  return { all, folder };
 }
 
 async function filesIn(folder: FileSystemDirectoryHandle): Promise<File[]> {
@@ -142,9 +145,9 @@ export function listenForImages(host: Host): void {
     event.preventDefault();
     drop(0);
     if (!event.dataTransfer) return;
-    const taken = dropped(event.dataTransfer).then((all) => {
+    const taken = dropped(event.dataTransfer).then(({ all, folder }) => {
       if (all.length === 0) return;
-      return all.length > 8 ? pick(all, host) : host.open(files(all));
+      return folder || all.length > 8 ? pick(all, host) : host.open(files(all));
     });
     guarded(taken);
   });

@@ -74,6 +74,8 @@ export interface Change {
 
 /** What an edit does to a file. */
 export interface Plan {
+  /** It puts back what an undo file kept. A file that was changed only in part will do for that. */
+  undo: boolean;
   name: string;
   sizeBefore: number;
   sizeAfter: number;
@@ -132,6 +134,8 @@ export interface Ops {
   pause: Question<{ job: number; paused: boolean }, null>;
   /** What an edit would change. */
   "plan-edit": Question<{ edit: Edit }, Plan>;
+  /** Whether a plan is for the image that is open; fails if it is not. */
+  "check-plan": Question<{ plan: Plan }, null>;
   /** Changes a file that was picked, or else the one that `diskette serve` has at an address. */
   "apply-edit": Question<{ to: { handle: FileSystemFileHandle } | { url: string }; plan: Plan }, null>;
 }

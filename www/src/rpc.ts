@@ -29,7 +29,8 @@ export interface Asking<K extends Op> {
 
 const waiting = new Map<number, Job>();
 let next = 0;
-let worker = start();
+/** Made for the first question, and again for the next one after it failed as a whole. */
+let worker: Worker | undefined;
 
 function start(): Worker {
   const made = new Worker(new URL("./worker/main.ts", import.meta.url), { type: "module" });
@@ -54,11 +55,11 @@ export function onCrash(handler: (error: InspectorError) => void): void {
 
 /** A worker that failed as a whole is of no more use; whoever waits for it hears of it, and the next question finds a new one. */
 function replace(message: string): void {
-  worker.terminate();
+  worker?.terminate();
+  worker = undefined;
   told(new InspectorError({ message, kind: "crashed", offset: null, operation: null }));
   for (const job of waiting.values()) job.reject(new InspectorError({ message, kind: "crashed", offset: null, operation: null }));
   waiting.clear();
-  worker = start();
 }
 
 export function ask<K extends Op>(op: K, question: Ops[K]["ask"], { part, signal }: Asking<K> = {}): Promise<Ops[K]["reply"]> {
@@ -66,7 +67,8 @@ export function ask<K extends Op>(op: K, question: Ops[K]["ask"], { part, signal
     signal?.throwIfAborted();
     const id = ++next;
     waiting.set(id, { resolve: resolve as (value: unknown) => void, reject, part: part as Job["part"] });
-    signal?.addEventListener("abort", () => waiting.has(id) && worker.postMessage({ id, cancel: true } satisfies ToWorker), { once: true });
-    worker.postMessage({ id, op, ask: question } satisfies ToWorker);
+    const to = (worker ??= start());
+    signal?.addEventListener("abort", () => waiting.has(id) && to.postMessage({ id, cancel: true } satisfies ToWorker), { once: true });
+    to.postMessage({ id, op, ask: question } satisfies ToWorker);
   });
 }

@@ -16,12 +16,22 @@ function toBase64(bytes: Uint8Array): string {
   return btoa(text);
 }
 
-const fromBase64 = (text: string): Uint8Array<ArrayBuffer> => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+function fromBase64(text: unknown): Uint8Array<ArrayBuffer> {
+  if (typeof text !== "string") throw new Error("it is not an undo file, or is damaged: bytes in it are none");
+  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+}
+
+/** How much of a range lies before the end of a file. */
+const within = (offset: number, length: number, size: number): number => Math.max(0, Math.min(length, size - offset));
+
+/** Undo files are read whole, so they are bounded. */
+export const MAX_UNDO_BYTES = 256 << 20;
 
 /** The undo file of a plan. */
 export function toUndoFile(plan: Plan): Blob {
   const changes = plan.changes.map(({ offset, before, after }) => ({ offset, before: toBase64(before), after: toBase64(after) }));
-  const stored: Stored = { "diskette-undo": 1, ...plan, changes };
+  const { name, sizeBefore, sizeAfter } = plan;
+  const stored: Stored = { "diskette-undo": 1, name, sizeBefore, sizeAfter, changes };
   return new Blob([JSON.stringify(stored, null, 1)], { type: "application/json" });
 }
 
@@ -39,6 +49,17 @@ export function fromUndoFile(text: string): Plan {
     throw new Error("it is not an undo file: it is no JSON");
   }
   if (stored?.["diskette-undo"] !== 1 || typeof stored.name !== "string" || !Array.isArray(stored.changes)) throw new Error("it is not an undo file of this inspector");
-  const changes = stored.changes.map(({ offset, before, after }): Change => ({ offset: whole(offset), before: fromBase64(after), after: fromBase64(before) }));
-  return { name: stored.name, sizeBefore: whole(stored.sizeAfter), sizeAfter: whole(stored.sizeBefore), changes };
+  const [sizeBefore, sizeAfter] = [whole(stored.sizeAfter), whole(stored.sizeBefore)];
+  let end = 0;
+  const changes = stored.changes.map((change: unknown): Change => {
+    const { offset: at, before: old, after: fresh } = (change ?? {}) as Record<string, unknown>;
+    const [offset, before, after] = [whole(at), fromBase64(fresh), fromBase64(old)];
+    const length = Math.max(before.length, after.length);
+    // A place has all its bytes on both sides, but for those that lie behind an end of the file.
+    const sound = offset >= end && length > 0 && before.length === within(offset, length, sizeBefore) && after.length === within(offset, length, sizeAfter);
+    if (!sound) throw new Error(`it is not an undo file, or is damaged: the place at ${offset} does not fit the others or the file`);
+    end = offset + length;
+    return { offset, before, after };
+  });
+  return { undo: true, name: stored.name, sizeBefore, sizeAfter, changes };
 }

@@ -79,7 +79,7 @@ test("partitions are listed, directories walked, files looked at and saved", asy
   await page.getByRole("button", { name: "etc/" }).click();
   await page.getByRole("button", { name: "passwd" }).click();
   await until(page, () => /über/.test(document.querySelector("#file").textContent));
-  assert.match(page.url(), /view=contents&path=0%3A%2Fetc/);
+  await until(page, () => /view=contents&path=0%3A%2Fetc/.test(location.hash));
   await page.getByRole("button", { name: "größe/" }).click();
   await until(page, () => /The directory is empty/.test(document.querySelector("#contents-status").textContent));
   await page.locator("#way button").first().click();

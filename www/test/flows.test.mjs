@@ -149,6 +149,8 @@ test("two disks are compared byte by byte, whatever they are stored as", async (
   await page.setInputFiles("#compare-files", path("other.raw"));
   await told(page, "compare-summary", /2 places differ, 64 KiB in all/);
   assert.match(await page.textContent("#differences"), /0x1e00000 3 bytes.*0x2800000 64 KiB/s);
+  // Every byte is in one run of the picture.
+  assert.match(await page.textContent("#view-compare .legend"), /different 64 KiB, < 0\.1 %alike 63\.94 MiB, > 99\.9 %/);
   await page.getByRole("button", { name: "0x2800000" }).click();
   await until(page, () => [...document.querySelectorAll("#view-compare .rows")].map((rows) => rows.querySelector(".marked")?.textContent).join() === "42,46");
   await shoot(page, "compare.png");
@@ -210,6 +212,15 @@ test("a copy is paused, goes on, and is cancelled without a trace", async () => 
   await until(page, () => !/paused/.test(document.querySelector("#convert-status").textContent));
   await page.getByRole("button", { name: "Cancel" }).click();
   await told(page, "convert-status", /Cancelled/);
+  // While it is paused as well.
+  await page.evaluate(() => globalThis.picks.push("kept"));
+  await page.click("#convert-begin");
+  await told(page, "convert-status", /MiB of/);
+  await page.getByRole("button", { name: "Pause" }).click();
+  await told(page, "convert-status", /paused/);
+  await page.getByRole("button", { name: "Cancel" }).click();
+  await told(page, "convert-status", /Cancelled/);
+  assert.ok(await page.isEnabled("#convert-begin"));
   assert.equal((await stored(page, "kept")).toString(), "what was there");
   await page.close();
 });
@@ -238,6 +249,19 @@ test("a repair of leaks shows every byte first, keeps an undo file, and can be u
   assert.match(qemuImg("compare", path("mended.qcow2"), path("work.raw")), /identical/);
   await checked(page);
   assert.match(await page.textContent("#verdict"), /no errors/);
+  // What was made for other bytes, or says what nobody looked at, is no undo file for this image.
+  const undo = JSON.parse(readFileSync(path("leaky.undo.json")));
+  for (const [change, pattern] of [
+    [{ after: Buffer.from("?").toString("base64") }, /is not the file that was looked at/],
+    [{ after: "" }, /does not fit the others or the file/],
+    [{ offset: -1 }, /a number in it is none/],
+    [{ before: 5 }, /bytes in it are none/],
+  ]) {
+    writeFileSync(path("false.undo.json"), JSON.stringify({ ...undo, changes: [{ ...undo.changes[0], ...change }] }));
+    await page.setInputFiles("#undo-file", path("false.undo.json"));
+    await told(page, "edit-status", pattern);
+    assert.ok(await page.isHidden("#preview"));
+  }
   await page.setInputFiles("#undo-file", path("leaky.undo.json"));
   await page.waitForSelector("#preview table");
   await page.evaluate(() => globalThis.picks.push("leaky.qcow2"));
@@ -350,6 +374,27 @@ test("the maps of disk and file are linked", async () => {
   await page.goto(`${base}#view=map&space=0&at=${offset}`);
   await told(page, "view-map", /It is at 0x2800000 on the disk/);
   await shoot(page, "linked.png");
+  await page.close();
+});
+
+test("a link to a place on the map is followed when the map has arrived", async () => {
+  const page = await fresh();
+  await page.goto(`${base}#view=map&space=disk&at=0x2800000`);
+  await page.reload();
+  await page.setInputFiles("#files", path("work.qcow2"));
+  await opened(page);
+  await until(page, () => /^0x2800000 to /.test(document.querySelector("#disk-map .extent").textContent));
+  await page.close();
+});
+
+test("overlays whose other files are missing are not called alike", async () => {
+  for (const name of ["one", "two"]) qemuImg("create", "-q", "-f", "qcow2", "-b", `${name}-base.qcow2`, "-F", "qcow2", "-u", path(`${name}.qcow2`), "8M");
+  const page = await fresh();
+  await openFile(page, "one.qcow2");
+  await view(page, "Compare");
+  await page.setInputFiles("#compare-files", path("two.qcow2"));
+  await told(page, "compare-summary", /one-base\.qcow2|not open|was not opened|backing/);
+  assert.doesNotMatch(await page.textContent("#compare-summary"), /alike/);
   await page.close();
 });
 

@@ -79,3 +79,33 @@ test("a snapshot is deleted in a file that is served to be changed", async (t) =
   assert.equal(execFileSync("qemu-img", ["snapshot", "-l", path("changed.qcow2")], { encoding: "utf8" }), "");
   assert.match(execFileSync("qemu-img", ["compare", path("changed.qcow2"), path("top.qcow2")], { encoding: "utf8" }), /identical/);
 });
+
+test("a change that is interrupted and cannot be put back is undone with the undo file", async (t) => {
+  copyFileSync(path("top.qcow2"), path("half.qcow2"));
+  const before = readFileSync(path("half.qcow2"));
+  const { address } = await serve(t, "--writable", path("half.qcow2"));
+  const page = await visit(address);
+  await view(page, "Edit");
+  await page.getByRole("button", { name: "Delete…" }).click();
+  await page.waitForSelector("#preview table");
+  const [download] = await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
+  await download.saveAs(path("half.undo.json"));
+  let written = 0;
+  await page.route("**/images/**", (route) => {
+    const changes = ["PATCH", "PUT"].includes(route.request().method());
+    return changes && ++written > 1 ? route.abort() : route.continue();
+  });
+  await page.click("#edit-apply");
+  await until(page, () => /is changed in part, and could not be put back.*Use the undo file/.test(document.querySelector("#edit-status").textContent));
+  assert.notDeepEqual(readFileSync(path("half.qcow2")), before);
+  await page.unroute("**/images/**");
+  await page.reload();
+  await opened(page);
+  await view(page, "Edit");
+  await page.setInputFiles("#undo-file", path("half.undo.json"));
+  await page.waitForSelector("#preview table");
+  await page.click("#edit-apply");
+  await until(page, () => /was changed/.test(document.querySelector("#edit-status").textContent));
+  assert.deepEqual(readFileSync(path("half.qcow2")), before);
+  await page.close();
+});

@@ -70,10 +70,14 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
     });
     // Changes that have begun run to their end.
     runtime.shutdown_timeout(FAREWELL);
+    let mut outcome = Ok(0);
+    // Every image is flushed, whatever becomes of the others.
     for image in served?.images().iter().filter(|image| image.writable) {
-        image.flush()?;
+        if let Err(failure) = image.flush() {
+            outcome = Err(failure);
+        }
     }
-    Ok(0)
+    outcome
 }
 
 fn announce(address: &str, writable: bool) {

@@ -84,6 +84,8 @@ export function contentsView(app: App): View {
   let listed = 0;
   /** Counts directories that are shown, so that what comes late is left out. */
   let turn = 0;
+  /** Counts files that are looked at. */
+  let looking = 0;
   let picture: string | undefined;
 
   function describe({ number, typeName, typeId, label }: Volume): string {
@@ -158,6 +160,7 @@ export function contentsView(app: App): View {
   }
 
   function closeFile(): void {
+    looking++;
     if (picture) URL.revokeObjectURL(picture);
     picture = undefined;
     preview.hidden = true;
@@ -165,8 +168,8 @@ export function contentsView(app: App): View {
 
   /** Shows the beginning of a file. */
   async function open(entry: Entry): Promise<void> {
-    const own = turn;
     closeFile();
+    const own = ++looking;
     const inner = [...path, entry.bytes];
     const save = button("Save the file…", () => void store(entry, inner), "main");
     const show = (...content: (Node | string)[]): void => {
@@ -176,11 +179,11 @@ export function contentsView(app: App): View {
     show("Reading…");
     try {
       const bytes = await ask("file", { volume, path: inner, offset: 0, length: Math.min(PREVIEW_BYTES, entry.size) });
-      if (own !== turn) return;
+      if (own !== looking) return;
       const type = PICTURES.find(([, begins]) => begins.every((byte, at) => bytes[at] === byte))?.[0];
       if (type && entry.size <= MAX_PICTURE_BYTES) {
         const whole = await ask("save-file", { volume, path: inner, size: entry.size, handle: null });
-        if (own !== turn || !whole) return;
+        if (own !== looking || !whole) return;
         picture = URL.createObjectURL(new Blob([whole], { type }));
         const image = element("img");
         [image.src, image.alt] = [picture, `The picture ${entry.name}`];
@@ -192,7 +195,7 @@ export function contentsView(app: App): View {
       const cut = bytes.length < entry.size || text === undefined;
       show(body, cut && bytes.length > 0 ? element("p", { class: "quiet", text: text === undefined ? `The first ${size(Math.min(4096, bytes.length))}.` : `The first ${size(bytes.length)}.` }) : "");
     } catch (error) {
-      if (own === turn) show(element("p", { class: "bad", text: (error as Error).message }));
+      if (own === looking) show(element("p", { class: "bad", text: (error as Error).message }));
     }
   }
 
@@ -201,11 +204,12 @@ export function contentsView(app: App): View {
       say.textContent = `This browser cannot write files as they come, so at most ${size(MAX_DOWNLOAD_BYTES)} can be saved at once.`;
       return;
     }
+    const [shown, from] = [app.current, volume];
     try {
       const where = await askWhere(baseName(entry.name));
-      if (!where) return;
+      if (!where || app.current !== shown) return;
       const handle = "handle" in where ? where.handle : null;
-      const blob = await ask("save-file", { volume, path: inner, size: entry.size, handle }, { part: (done) => (say.textContent = `Saved ${size(done)} of ${size(entry.size)}.`) });
+      const blob = await ask("save-file", { volume: from, path: inner, size: entry.size, handle }, { part: (done) => (say.textContent = `Saved ${size(done)} of ${size(entry.size)}.`) });
       if (blob && "download" in where) download(where.download, blob);
       say.textContent = `${entry.name} is saved.`;
     } catch (error) {
@@ -223,6 +227,7 @@ export function contentsView(app: App): View {
         return found;
       },
       (error: Error) => {
+        layout = undefined;
         if (app.current === shown) about.textContent = `What is on the disk cannot be seen: ${error.message}`;
         throw error;
       },

@@ -70,7 +70,7 @@ export function convertView(app: App): View {
     const stem = baseName(shown.opened.name).replace(/\.[^.]{1,6}$/, "");
     const name = `${stem}${chosen.format === shown.opened.info.format ? "-copy" : ""}.${chosen.format}`;
     const where = await askWhere(name).catch((error: unknown) => void app.complain(error));
-    if (!where) return;
+    if (!where || app.current !== shown || running) return;
     const own = (running = { job: ++jobs, stop: new AbortController(), paused: false });
     show(true);
     [say.textContent, say.className, bar.value] = ["Copying…", "", 0];
@@ -89,11 +89,23 @@ export function convertView(app: App): View {
       [say.textContent, say.className] = [`${"download" in where ? where.download : where.handle.name} is complete (${seconds.toFixed(1)} s).`, "good"];
     } catch (error) {
       const stopped = own.stop.signal.aborted;
-      [say.textContent, say.className] = [stopped ? "Cancelled. The file is as it was before." : `Not copied: ${(error as Error).message}`, stopped ? "" : "bad"];
+      if (app.current !== shown) return;
+      [say.textContent, say.className] = [stopped ? "Cancelled. What was copied so far is not kept." : `Not copied: ${(error as Error).message}`, stopped ? "" : "bad"];
     } finally {
       running = undefined;
       show(false);
+      if (setUp) allow(setUp);
     }
+  }
+
+  /** What keeps a copy from being complete. */
+  function obstacles({ opened, opening }: Current): { missing: boolean; locked: boolean } {
+    return { missing: opened.missing.length > 0, locked: opened.info.encryption !== null && !opening.wish.passphrase };
+  }
+
+  function allow(current: Current): void {
+    const { missing, locked } = obstacles(current);
+    begin.disabled = missing || locked || running !== undefined;
   }
 
   format.select.onchange = () => {
@@ -110,9 +122,8 @@ export function convertView(app: App): View {
       setUp = current;
       running?.stop.abort();
       const { opened, opening } = current;
-      const missing = opened.missing.length > 0;
-      const locked = opened.info.encryption !== null && !opening.wish.passphrase;
-      begin.disabled = missing || locked;
+      const { missing, locked } = obstacles(current);
+      allow(current);
       [say.textContent, say.className] = ["", ""];
       const seen = opening.wish.snapshot ? "the disk as it was at the snapshot" : "the disk as the guest sees it";
       const alone = opened.info.chain.length > 1 ? ", with what its backing files hold" : "";

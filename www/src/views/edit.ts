@@ -5,7 +5,7 @@ import { button, element, exactly, hex, offset } from "../format";
 import type { Edit, Given, Opening, Plan } from "../protocol";
 import { ask } from "../rpc";
 import { download } from "../saving";
-import { fromUndoFile, toUndoFile } from "../undo";
+import { MAX_UNDO_BYTES, fromUndoFile, toUndoFile } from "../undo";
 import { named, section } from "./panel";
 
 /** Changes shown at most; an undo file has all. */
@@ -35,20 +35,24 @@ export function editView(app: App): View {
   const preview = named("preview", element("section", {}));
   preview.hidden = true;
   let current: Current | undefined;
-  let plan: Plan | undefined;
+  /** What is previewed, and for which image it is. */
+  let plan: { made: Plan; shown: Current } | undefined;
   let undoSaved = false;
 
   const tell = (text: string, style = ""): void => void ([say.textContent, say.className] = [text, style]);
 
   async function prepare(edit: Edit): Promise<void> {
+    const shown = current;
+    if (!shown) return;
     tell("Working out what will change…");
     preview.hidden = true;
     try {
       const made = await ask("plan-edit", { edit });
+      if (current !== shown) return;
       if (made.changes.length === 0 && made.sizeAfter === made.sizeBefore) return tell("Nothing has to change.", "good");
-      show(made, false);
+      show(made, shown);
     } catch (error) {
-      tell(`This cannot be done: ${(error as Error).message}`, "bad");
+      if (current === shown) tell(`This cannot be done: ${(error as Error).message}`, "bad");
     }
   }
 
@@ -58,9 +62,11 @@ export function editView(app: App): View {
   };
 
   /** Shows a plan. One that comes from an undo file needs none of its own. */
-  function show(made: Plan, undoing: boolean): void {
-    plan = made;
+  function show(made: Plan, shown: Current): void {
+    plan = { made, shown };
+    const undoing = made.undo;
     undoSaved = undoing;
+    preview.inert = false;
     const total = made.changes.reduce((sum, { before, after }) => sum + Math.max(before.length, after.length), 0);
     const rows = made.changes.slice(0, MAX_SHOWN).map(({ offset: at, before, after }) => {
       const go = button(offset(at), () => app.go({ view: "data", space: 0, at, length: Math.max(1, before.length) }), "link mono");
@@ -119,20 +125,28 @@ export function editView(app: App): View {
     const handle = await handleOf(opening.files, made.name);
     await ask("apply-edit", { to: { handle }, plan: made });
     const others = opening.files.filter(({ file }) => file.name !== made.name);
-    return { ...opening, files: [{ file: await handle.getFile(), handle }, ...others] };
+    const known = opening.files.filter(({ file }) => file.name === made.name);
+    // If it cannot be read again, opening says so.
+    const file = await handle.getFile().catch(() => undefined);
+    return { ...opening, files: [...(file ? [{ file, handle }] : known), ...others] };
   }
 
   async function apply(): Promise<void> {
-    const shown = app.current;
-    if (!shown || !plan || !undoSaved) return;
-    const made = plan;
+    if (!plan || plan.shown !== current || !undoSaved) return;
+    const { made, shown } = plan;
     tell("Writing…");
+    preview.inert = true;
     try {
-      await app.open(await write(shown, made));
+      const opening = await write(shown, made);
+      // Another image may have been opened meanwhile.
+      if (current === shown) await app.open(opening);
       tell(`${made.name} was changed.`, "good");
     } catch (error) {
-      if ((error as Error).name === "AbortError") return tell("Nothing was changed.");
-      tell(`Nothing was changed: ${(error as Error).message}`, "bad");
+      preview.inert = false;
+      const { name, message, kind } = error as Error & { kind?: string };
+      if (kind === "half-changed") return tell(`${made.name} is changed in part, and could not be put back: ${message} Use the undo file when it can be written again.`, "bad");
+      if (name === "AbortError") return tell("Nothing was changed.");
+      tell(`Nothing was changed: ${message}`, "bad");
     }
   }
 
@@ -146,8 +160,10 @@ export function editView(app: App): View {
     if (info.format === "qcow2") {
       rows.push(row("Give lost space back", "Clusters that are counted as used and are not: leaks.", button("Repair leaks…", () => void prepare({ kind: "repair-leaks" }))));
       for (const { id, name } of info.snapshots) {
-        const shown = name || `number ${id}`;
-        rows.push(row(`Forget the snapshot “${shown}”`, "The disk as it is now does not change.", button("Delete…", () => void prepare({ kind: "delete-snapshot", name }))));
+        // Snapshots are deleted by name, and that of the first one that has it.
+        const first = info.snapshots.find((other) => other.name === name)?.id === id && name !== "";
+        const about = first ? "The disk as it is now does not change." : "It has no name of its own, so it cannot be told from others here; diskette snapshot can.";
+        rows.push(row(`Forget the snapshot “${name || `number ${id}`}”`, about, ...(first ? [button("Delete…", () => void prepare({ kind: "delete-snapshot", name }))] : [])));
       }
       const name = named("backing-name", element("input"));
       const format = named("backing-format", element("input"));
@@ -162,11 +178,16 @@ export function editView(app: App): View {
     undo.ariaLabel = "Undo file";
     undo.onchange = async () => {
       const file = undo.files?.[0];
-      if (!file) return;
+      const shown = current;
+      undo.value = "";
+      if (!file || !shown) return;
       try {
-        show(fromUndoFile(await file.text()), true);
+        if (file.size > MAX_UNDO_BYTES) throw new Error("it is too large for an undo file");
+        const made = fromUndoFile(await file.text());
+        await ask("check-plan", { plan: made });
+        if (current === shown) show(made, shown);
       } catch (error) {
-        tell(`${baseName(file.name)} cannot be used: ${(error as Error).message}`, "bad");
+        if (current === shown) tell(`${baseName(file.name)} cannot be used: ${(error as Error).message}`, "bad");
       }
     };
     rows.push(row("Undo", "Put back what an undo file of this image kept.", undo));
@@ -182,6 +203,7 @@ export function editView(app: App): View {
       current = next;
       plan = undefined;
       preview.hidden = true;
+      preview.inert = false;
       tell("");
       const why = obstacle(next);
       acts.replaceChildren(...(why ? [element("p", { class: "quiet", text: why })] : editsOf(next)));

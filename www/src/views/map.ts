@@ -20,6 +20,8 @@ export function mapView(app: App): View {
   let current: Current | undefined;
   /** The bitmap that is marked on the picture of the disk. */
   let bitmap: string | undefined;
+  /** A place that a link leads to. */
+  let linked: { space: "disk" | 0; at: number } | undefined;
 
   async function read(shown: Current): Promise<void> {
     const { info, missing, files } = shown.opened;
@@ -38,6 +40,7 @@ export function mapView(app: App): View {
       });
       if (app.current !== shown) return;
       disk.update(complete);
+      if (linked?.space === "disk") disk.lookAt(Math.min(linked.at, model.end - 1));
       const stored = model.bytes[0] ?? 0;
       facts.textContent = `${model.count.toLocaleString("en")} ${model.count === 1 ? "extent" : "extents"}; ${percent(stored, info.virtualSize)} of the disk (${size(stored)}) is stored as it is.`;
     } catch (error) {
@@ -59,7 +62,10 @@ export function mapView(app: App): View {
           file.update();
         },
       });
-      if (app.current === shown) file.update(true);
+      if (app.current !== shown) return;
+      file.update(true);
+      if (linked?.space === 0 && linked.at < regions.end) file.lookAt(linked.at);
+      linked = undefined;
     } catch (error) {
       if (app.current === shown) file.fail((error as Error).message);
     }
@@ -102,16 +108,24 @@ export function mapView(app: App): View {
     else file.highlight(0, 0);
   };
   file.onpick = (at) => app.go({ view: "data", space: 0, at });
-  /** Counts questions, so that the answer to an older one does not frame the wrong place. */
-  let asked = 0;
+  /** One question at a time; of those that come meanwhile only the last is asked. */
+  let asking = false;
+  let wanted: number | undefined;
   file.onpoint = async (at) => {
     app.mark({ view: "map", space: 0, at });
-    const turn = ++asked;
-    const guest = await ask("guest-of", { offset: at }).catch(() => null);
-    if (turn !== asked) return;
-    if (guest) disk.highlight(guest.start, guest.length);
-    else disk.highlight(0, 0);
-    file.note(guest ? `It is at ${offset(guest.start)} on the disk.` : "");
+    wanted = at;
+    if (asking) return;
+    asking = true;
+    const shown = app.current;
+    for (let next: number | undefined = wanted; next !== undefined && app.current === shown; next = wanted) {
+      wanted = undefined;
+      const guest = await ask("guest-of", { offset: next }).catch(() => null);
+      if (wanted !== undefined || app.current !== shown) continue;
+      if (guest) disk.highlight(guest.start, guest.length);
+      else disk.highlight(0, 0);
+      file.note(guest ? `It is at ${offset(guest.start)} on the disk.` : "");
+    }
+    asking = false;
   };
 
   const find = named("map-offset", element("input"));
@@ -141,8 +155,10 @@ export function mapView(app: App): View {
     shown({ space, at, path }, shown) {
       if (path !== undefined) void mark(path, shown);
       if (at === undefined) return;
+      // What has not arrived yet is looked at when it has.
       if (space === "disk" && at < model.end) disk.lookAt(at);
       else if (space === 0 && at < regions.end) file.lookAt(at);
+      else if (space === "disk" || space === 0) linked = { space, at };
     },
   };
 }

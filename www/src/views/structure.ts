@@ -43,7 +43,9 @@ export function structureView(app: App): View {
     const { target, guest } = part;
     if (target) {
       const there = fileIndex(current, target.file);
-      facts.push(["Points to", button(`${offset(target.offset)}, ${size(target.length)}`, () => app.go({ view: "data", space: Math.max(0, there), at: target.offset, length: target.length }), "link mono")]);
+      const place = `${offset(target.offset)}, ${size(target.length)}`;
+      const lead = (): void => app.go({ view: "data", space: there, at: target.offset, length: target.length });
+      facts.push(["Points to", there < 0 ? `${place} of a file that is not open` : button(place, lead, "link mono")]);
     }
     if (guest) facts.push(["Of the disk", button(`${offset(guest.start)}, ${size(guest.length)}`, () => app.go({ view: "map", space: "disk", at: guest.start }), "link mono")]);
     const list = element("dl", { class: "part" }, ...facts.map(([name, value]) => element("div", {}, element("dt", { text: name }), element("dd", {}, value))));

@@ -104,7 +104,11 @@ export class TreeView<Item = unknown> extends HTMLElement {
     const list: HTMLElement[] = branch.below.map(({ row }) => row);
     if (branch.from > 0) list.unshift(this.#rest(`${branch.from.toLocaleString("en")} before`, () => this.#more(branch, Math.max(0, branch.from - PAGE), true)));
     if (end < page.total) list.push(this.#rest(`${(page.total - end).toLocaleString("en")} more`, () => this.#more(branch, end, false)));
+    const focused = branch.group.contains(document.activeElement);
     branch.group.replaceChildren(...list);
+    // The row that was asked for more is gone; the first one that came takes the focus.
+    const first = made[0];
+    if (focused && first) return this.#choose(first, true);
     if (this.#current && !this.#current.row.isConnected && branch.below[0]) this.#choose(branch.below[0], false);
   }
 

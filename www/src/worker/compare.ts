@@ -4,14 +4,26 @@ import type { InspectedImage as Image } from "diskette/inspector";
 
 import type { Ops } from "../protocol";
 import { openOne } from "./opening";
-import { type Call, type Handlers, current } from "./state";
+import { type Call, type Handlers, current, whenReplaced } from "./state";
 
 const COLUMNS = 6;
+/** Flags of extents. What is neither is in a file that is not open, and reading it says so. */
+const [ZERO, DATA] = [2, 4];
+/** Ranges that differ beyond these are joined, however far they are from each other. */
+const MAX_RANGES = 200_000;
 const PIECE_BYTES = 1 << 20;
 /** Differences closer than this are one, so that a list of them can be read. */
 const JOIN_BYTES = 512;
 
 let other: Image | undefined;
+
+async function closeOther(): Promise<void> {
+  const before = other;
+  other = undefined;
+  await before?.close();
+}
+
+whenReplaced(closeOther);
 
 /** Stretches of the union of what two disks hold, in order. */
 async function* union(one: Image, two: Image): AsyncGenerator<[start: number, end: number], void, void> {
@@ -36,7 +48,7 @@ async function* data(image: Image): AsyncGenerator<[number, number], void, void>
   for await (const { columns } of image.mapPages()) {
     for (let at = 0; at < columns.length; at += COLUMNS) {
       const [start, length, , flags] = columns.subarray(at, at + COLUMNS) as unknown as [number, number, number, number];
-      if (flags & 4) yield [start, start + length];
+      if (flags & DATA || !(flags & ZERO)) yield [start, start + length];
     }
   }
 }
@@ -68,8 +80,7 @@ function differences(one: Uint8Array, two: Uint8Array, base: number, found: (sta
 
 async function compare({ opening }: Ops["compare"]["ask"], call: Call<Ops["compare"]["part"]>): Promise<Ops["compare"]["reply"]> {
   const { image: one } = current();
-  await other?.close();
-  other = undefined;
+  await closeOther();
   const { image: two, opened } = await openOne(opening, call.signal);
   other = two;
   const total = Math.max(one.size, two.size);
@@ -85,7 +96,7 @@ async function compare({ opening }: Ops["compare"]["ask"], call: Call<Ops["compa
     open = undefined;
   };
   const found = (start: number, end: number): void => {
-    if (open && start - open[1] <= JOIN_BYTES) open[1] = end;
+    if (open && (start - open[1] <= JOIN_BYTES || count >= MAX_RANGES)) open[1] = end;
     else {
       close();
       open = [start, end];
@@ -102,7 +113,8 @@ async function compare({ opening }: Ops["compare"]["ask"], call: Call<Ops["compa
       const [left, right] = await Promise.all([padded(one, at, length, call.signal), padded(two, at, length, call.signal)]);
       differences(left, right, at, found);
       at += length;
-      tell(at);
+      // What the last difference goes on to be is not known yet.
+      tell(open ? open[0] : at);
     }
   }
   close();

@@ -1,21 +1,23 @@
 // Partitions and files of the disk.
 
-import type { InspectedImage as Image } from "diskette/inspector";
-
 import { DiskContents } from "../contents";
 import type { Ops } from "../protocol";
-import { type Call, type Handlers, current } from "./state";
+import { type Call, type Handlers, current, whenReplaced } from "./state";
 
 const PIECE_BYTES = 1 << 20;
 
-const known = new WeakMap<Image, DiskContents>();
+let known: DiskContents | undefined;
+
+whenReplaced(() => {
+  known?.close();
+  known = undefined;
+});
 
 /** The contents of the image that is open. */
 function contents(): DiskContents {
   const { image } = current();
-  let found = known.get(image);
-  if (!found) known.set(image, (found = new DiskContents((offset, length, signal) => image.read(offset, length, signal ? { signal } : {}), image.size)));
-  return found;
+  known ??= new DiskContents((offset, length, signal) => image.read(offset, length, signal ? { signal } : {}), image.size);
+  return known;
 }
 
 async function save({ volume, path, size, handle }: Ops["save-file"]["ask"], { signal, part }: Call<number>): Promise<Blob | null> {

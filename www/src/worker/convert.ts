@@ -13,12 +13,13 @@ const gates = new Map<number, { open: Promise<void>; release: () => void }>();
 
 async function copy({ handle, job, options }: Ops["convert"]["ask"], { signal, part }: Call<Ops["convert"]["part"]>): Promise<File | null> {
   const { image } = current();
+  const aborted = new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
   // A copy that is paused waits before it reads on.
   const source = {
     size: image.size,
     mapPages: image.mapPages.bind(image),
     async read(...args: Parameters<typeof image.read>) {
-      await gates.get(job)?.open;
+      await Promise.race([gates.get(job)?.open, aborted]);
       signal.throwIfAborted();
       return image.read(...args);
     },

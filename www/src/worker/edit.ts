@@ -141,7 +141,7 @@ async function make(edit: Edit): Promise<Plan> {
     throw error;
   }
   const changes = [...(await overlay.changes()), ...(await overlay.lost())];
-  return { name: file.name, sizeBefore: file.size, sizeAfter: overlay.size, changes };
+  return { undo: false, name: file.name, sizeBefore: file.size, sizeAfter: overlay.size, changes };
 }
 
 const same = (one: Uint8Array, two: Uint8Array): boolean => one.length === two.length && one.every((byte, at) => byte === two[at]);
@@ -150,11 +150,18 @@ function changed(name: string): Error {
   return Object.assign(new Error(`${name} is not the file that was looked at, or was changed since; open it again`), { kind: "io" });
 }
 
-/** Whether the file still is what the plan was made for. */
+/**
+ * Whether the file still is what the plan was made for. To undo a change that was interrupted, each place may hold what it
+ * held before that or after.
+ */
 async function confirm(plan: Plan, size: number, read: (offset: number, length: number) => Promise<Uint8Array>): Promise<void> {
-  if (size !== plan.sizeBefore) throw changed(plan.name);
-  for (const { offset, before } of plan.changes) {
-    if (before.length > 0 && !same(await read(offset, before.length), before)) throw changed(plan.name);
+  if (size !== plan.sizeBefore && !(plan.undo && size === plan.sizeAfter)) throw changed(plan.name);
+  for (const { offset, before, after } of plan.changes) {
+    const holds = async (bytes: Uint8Array): Promise<boolean> => {
+      const length = Math.max(0, Math.min(bytes.length, size - offset));
+      return length === 0 || same(await read(offset, length), bytes.subarray(0, length));
+    };
+    if (!(await holds(before)) && !(plan.undo && (await holds(after)))) throw changed(plan.name);
   }
 }
 
@@ -166,7 +173,7 @@ async function applyToHandle(handle: FileSystemFileHandle, plan: Plan): Promise<
   const options = { keepExistingData: true, mode: "exclusive" };
   const writable = await handle.createWritable(options as FileSystemCreateWritableOptions);
   try {
-    if (plan.sizeAfter !== plan.sizeBefore) await writable.truncate(plan.sizeAfter);
+    await writable.truncate(plan.sizeAfter);
     for (const { offset, after } of plan.changes) {
       if (after.length > 0) await writable.write({ type: "write", position: offset, data: after });
     }
@@ -207,17 +214,21 @@ async function applyToServer(url: string, plan: Plan): Promise<void> {
     await confirm(plan, size, read);
     const done: Change[] = [];
     try {
-      if (plan.sizeAfter > plan.sizeBefore) await resize(plan.sizeAfter);
+      if (plan.sizeAfter > size) await resize(plan.sizeAfter);
       for (const change of plan.changes) {
         done.push(change);
         if (change.after.length > 0) await write(change.offset, change.after);
       }
-      if (plan.sizeAfter < plan.sizeBefore) await resize(plan.sizeAfter);
+      if (plan.sizeAfter < size) await resize(plan.sizeAfter);
       await request(`${url}/flush`, { method: "POST", headers });
     } catch (error) {
-      if (plan.sizeAfter !== plan.sizeBefore) await resize(plan.sizeBefore);
-      for (const { offset, before } of done.reverse()) await write(offset, before);
-      await request(`${url}/flush`, { method: "POST", headers });
+      // Everything is put back that can be, whatever becomes of the rest.
+      const steps: (() => Promise<unknown>)[] = done.reverse().map(({ offset, before }) => () => write(offset, before));
+      if (plan.sizeAfter !== size) steps.unshift(() => resize(size));
+      steps.push(() => request(`${url}/flush`, { method: "POST", headers }));
+      let failed = 0;
+      for (const step of steps) await step().catch(() => failed++);
+      if (failed > 0) throw Object.assign(new Error((error as Error).message), { kind: "half-changed" });
       throw error;
     }
   } finally {
@@ -227,8 +238,13 @@ async function applyToServer(url: string, plan: Plan): Promise<void> {
   }
 }
 
-export const editing: Pick<Handlers, "plan-edit" | "apply-edit"> = {
+export const editing: Pick<Handlers, "plan-edit" | "check-plan" | "apply-edit"> = {
   "plan-edit": ({ edit }) => make(edit),
+  async "check-plan"({ plan }) {
+    const { image } = current();
+    await confirm(plan, image.files[0]?.size ?? 0, (offset, length) => image.readFile(offset, length));
+    return null;
+  },
   async "apply-edit"({ to, plan }) {
     await ("handle" in to ? applyToHandle(to.handle, plan) : applyToServer(to.url, plan));
     return null;

@@ -3,7 +3,7 @@
 import { look } from "../../../pkg/inspector/index.js";
 import type { InspectedFile, InspectedImage as Image } from "diskette/inspector";
 
-import { type Handlers, type OpenImage, current } from "./state";
+import { type Handlers, type OpenImage, current, whenReplaced } from "./state";
 
 const COLUMNS = 6;
 const PIECE_NUMBERS = 3 * 8192;
@@ -15,33 +15,67 @@ interface Index {
   starts: Float64Array;
 }
 
-const indices = new WeakMap<Image, Index>();
+const indices = new WeakMap<Image, Promise<Index>>();
 
-async function build(image: Image, signal: AbortSignal): Promise<Index> {
-  const rows: [offset: number, length: number, start: number][] = [];
+/** Extents beyond these are not found from the file. */
+const MAX_INDEXED = 2_000_000;
+
+async function build(image: Image): Promise<Index> {
   const own = image.files[0]?.name;
-  for await (const { columns, files } of image.mapPages({ signal })) {
-    for (let at = 0; at < columns.length; at += COLUMNS) {
-      const [start, length, , , offset, file] = columns.subarray(at, at + COLUMNS) as unknown as [number, number, number, number, number, number];
-      if (offset >= 0 && file >= 0 && files[file] === own) rows.push([offset, length, start]);
+  let rows = new Float64Array(3 * 4096);
+  let count = 0;
+  for await (const { columns, files } of image.mapPages()) {
+    for (let at = 0; at < columns.length && count < MAX_INDEXED; at += COLUMNS) {
+      const [offset, file] = [columns[at + 4] as number, columns[at + 5] as number];
+      if (offset < 0 || file < 0 || files[file] !== own) continue;
+      if (count * 3 === rows.length) {
+        const larger = new Float64Array(rows.length * 2);
+        larger.set(rows);
+        rows = larger;
+      }
+      rows.set([offset, columns[at + 1] as number, columns[at] as number], count * 3);
+      count++;
     }
+    if (count >= MAX_INDEXED) break;
   }
-  rows.sort(([one], [two]) => one - two);
-  return {
-    offsets: Float64Array.from(rows, ([offset]) => offset),
-    lengths: Float64Array.from(rows, ([, length]) => length),
-    starts: Float64Array.from(rows, ([, , start]) => start),
-  };
+  const order = Uint32Array.from({ length: count }, (_, index) => index).sort((one, two) => (rows[one * 3] as number) - (rows[two * 3] as number));
+  const column = (which: number): Float64Array => Float64Array.from(order, (row) => rows[row * 3 + which] as number);
+  return { offsets: column(0), lengths: column(1), starts: column(2) };
 }
 
-const broken = new WeakMap<Image, Promise<InspectedFile>>();
+/** The index of an image, made once. */
+function indexOf(image: Image): Promise<Index> {
+  let index = indices.get(image);
+  if (!index) {
+    indices.set(image, (index = build(image)));
+    index.catch(() => indices.delete(image));
+  }
+  return index;
+}
+
+let broken: { file: Promise<InspectedFile>; stop: AbortController } | undefined;
+
+whenReplaced(() => {
+  broken?.stop.abort();
+  void broken?.file.then((file) => file.close()).catch(() => {});
+  broken = undefined;
+});
+
+/** A file that was only opened for its bytes; a failure is tried again. */
+function lookAt(input: File | string): Promise<InspectedFile> {
+  if (broken) return broken.file;
+  const stop = new AbortController();
+  const own = { stop, file: look(input, { signal: stop.signal }) };
+  broken = own;
+  own.file.catch(() => {
+    if (broken === own) broken = undefined;
+  });
+  return own.file;
+}
 
 /** What can be taken apart: the image, or a file that was only opened for its bytes because it is no sound image. */
-function subject({ image, input, opening }: OpenImage): Promise<Pick<Image, "structure">> | Image {
-  if (opening.wish.format !== "raw") return image;
-  let file = broken.get(image);
-  if (!file) broken.set(image, (file = look(input)));
-  return file;
+function subject({ image, input, opening }: OpenImage): Promise<InspectedFile> | Image {
+  return opening.wish.format === "raw" ? lookAt(input) : image;
 }
 
 export const layout: Pick<Handlers, "structure" | "regions" | "bitmap" | "guest-of"> = {
@@ -59,10 +93,8 @@ export const layout: Pick<Handlers, "structure" | "regions" | "bitmap" | "guest-
     return null;
   },
   bitmap: ({ name }, { signal }) => current().image.readBitmap(name, { signal }),
-  async "guest-of"({ offset }, { signal }) {
-    const { image } = current();
-    let index = indices.get(image);
-    if (!index) indices.set(image, (index = await build(image, signal)));
+  async "guest-of"({ offset }) {
+    const index = await indexOf(current().image);
     let low = 0;
     let high = index.offsets.length;
     while (low < high) {

@@ -17,8 +17,9 @@ const running = new Map<number, AbortController>();
 
 function failure(error: unknown): Failure {
   // A module that ended in the middle of its work cannot be asked again.
-  if (error instanceof WebAssembly.RuntimeError) {
-    return { message: `the part that reads images has failed (${error.message}); open the image again`, kind: "crashed", offset: null, operation: null };
+  const trap = [error, (error as Error | undefined)?.cause].find((reason) => reason instanceof WebAssembly.RuntimeError);
+  if (trap) {
+    return { message: `the part that reads images has failed (${trap.message}); open the image again`, kind: "crashed", offset: null, operation: null };
   }
   const { name, message = String(error), kind, offset = null, operation = null } = error as Partial<Failure & Error>;
   return { message, kind: kind ?? (name === "AbortError" ? "cancelled" : "unknown"), offset, operation };

@@ -1,7 +1,7 @@
 // Opening an image and what it names. Nothing is opened that the user did not give or allow.
 
 import { open } from "../../../pkg/inspector/index.js";
-import type { InspectedImage as Image, Reference } from "diskette/inspector";
+import type { ImageInfo, InspectedImage as Image, Reference } from "diskette/inspector";
 
 import type { Given, Missing, Opened, Opening, Surveyed, Wish } from "../protocol";
 import { type Handlers, replace } from "./state";
@@ -11,11 +11,19 @@ let latest = new AbortController();
 
 const baseName = (name: string): string => name.split(/[/\\]/).at(-1) ?? name;
 
+/** What an image says of itself; it is closed then. */
+async function describe(image: Image): Promise<ImageInfo> {
+  try {
+    return image.info();
+  } finally {
+    await image.close();
+  }
+}
+
 /** What an image names, without opening it. */
 async function referencesOf(input: File | string): Promise<Missing[]> {
   const probe = await open(input);
-  const { backingFile, dataFile } = probe.info();
-  await probe.close();
+  const { backingFile, dataFile } = await describe(probe);
   const named: Missing[] = [];
   if (backingFile) named.push({ name: backingFile.name, role: "backing", given: false });
   if (dataFile) named.push({ name: dataFile.name, role: "data-file", given: false });
@@ -100,9 +108,7 @@ async function survey(files: File[], signal: AbortSignal): Promise<Surveyed[]> {
   for (const file of files) {
     signal.throwIfAborted();
     try {
-      const image = await open(file);
-      const { format, virtualSize, backingFile, dataFile } = image.info();
-      await image.close();
+      const { format, virtualSize, backingFile, dataFile } = await describe(await open(file));
       const named = [backingFile, dataFile].flatMap((reference) => (reference ? [baseName(reference.name)] : []));
       if (format !== "raw") found.push({ name: file.name, format, virtualSize, named });
     } catch {
@@ -115,9 +121,13 @@ async function survey(files: File[], signal: AbortSignal): Promise<Surveyed[]> {
 export const opening: Pick<Handlers, "open" | "survey"> = {
   async open(wanted) {
     latest.abort();
-    latest = new AbortController();
+    const own = (latest = new AbortController());
     await replace(undefined);
-    const { image, input, opened } = await openOne(wanted, latest.signal);
+    const { image, input, opened } = await openOne(wanted, own.signal);
+    if (own.signal.aborted) {
+      await image.close();
+      own.signal.throwIfAborted();
+    }
     await replace({ image, input, opening: wanted });
     return opened;
   },

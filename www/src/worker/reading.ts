@@ -1,24 +1,26 @@
 // Map, check, bytes and search.
 
+import type { InspectedImage as Image } from "diskette/inspector";
+
 import type { Ops, Space } from "../protocol";
 import { type Call, type Handlers, current } from "./state";
 
 /** A map is cut here; a picture cannot show more. */
 const MAX_EXTENTS = 2_000_000;
 const COLUMNS = 6;
+/** Flags of extents. */
+const [ZERO, DATA] = [2, 4];
 const PIECE_BYTES = 1 << 20;
 /** What is searched for is no longer than this. */
 const MAX_NEEDLE = 4096;
 
-/** Bytes of the disk or of a file. */
-export async function readSpace(space: Space, offset: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
-  const { image } = current();
+/** Bytes of the disk or of a file. Work that reads more than once keeps to one image. */
+async function readSpace(image: Image, space: Space, offset: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
   return space === "disk" ? image.read(offset, length) : (await image.readFile(offset, length, { file: space })).slice();
 }
 
-/** The stretches of a space that can hold anything but zeroes. */
-export async function* stretches(space: Space, from: number): AsyncGenerator<[start: number, end: number], void, void> {
-  const { image } = current();
+/** The stretches of a space that can hold anything but zeroes. What is in a file that is not open is among them. */
+async function* stretches(image: Image, space: Space, from: number): AsyncGenerator<[start: number, end: number], void, void> {
   if (space !== "disk") {
     yield [from, image.files[space]?.size ?? 0];
     return;
@@ -26,7 +28,7 @@ export async function* stretches(space: Space, from: number): AsyncGenerator<[st
   for await (const { columns } of image.mapPages({ offset: from, length: image.size - from })) {
     for (let at = 0; at < columns.length; at += COLUMNS) {
       const [start, length, , flags] = columns.subarray(at, at + COLUMNS) as unknown as [number, number, number, number];
-      if (flags & 4) yield [start, start + length];
+      if (flags & DATA || !(flags & ZERO)) yield [start, start + length];
     }
   }
 }
@@ -63,14 +65,14 @@ async function search({ space, from, bytes }: { space: Space; from: number; byte
     if (reached < to) [reached, tail] = [to, new Uint8Array(Math.min(bytes.length - 1, to - reached + bytes.length))];
     return found;
   };
-  for await (const [start, end] of stretches(space, from)) {
+  for await (const [start, end] of stretches(image, space, from)) {
     if (start > reached) {
       const found = skip(start);
       if (found !== null) return found;
     }
     while (reached < end) {
       call.signal.throwIfAborted();
-      const piece = await readSpace(space, reached, Math.min(PIECE_BYTES, end - reached));
+      const piece = await readSpace(image, space, reached, Math.min(PIECE_BYTES, end - reached));
       if (piece.length === 0) return null;
       const found = look(piece);
       if (found !== null) return found;
@@ -84,12 +86,13 @@ type Export = Ops["export"]["ask"];
 
 /** Copies bytes piece by piece; a file that is written to changes when all of them are there. */
 async function exportBytes({ space, offset, length, handle }: Export, call: Call<number>): Promise<Blob | null> {
+  const { image } = current();
   const writable = await handle?.createWritable();
   const parts: Blob[] = [];
   try {
     for (let done = 0; done < length; call.part(done)) {
       call.signal.throwIfAborted();
-      const piece = await readSpace(space, offset + done, Math.min(PIECE_BYTES, length - done));
+      const piece = await readSpace(image, space, offset + done, Math.min(PIECE_BYTES, length - done));
       if (piece.length === 0) throw new Error(`the file ends ${length - done} bytes before the end of the range; was it changed?`);
       if (writable) await writable.write(piece);
       else parts.push(new Blob([piece]));
@@ -97,7 +100,7 @@ async function exportBytes({ space, offset, length, handle }: Export, call: Call
     }
     await writable?.close();
   } catch (error) {
-    await writable?.abort();
+    await writable?.abort().catch(() => {});
     throw error;
   }
   return handle ? null : new Blob(parts);
@@ -114,7 +117,7 @@ export const reading: Pick<Handlers, "map" | "check" | "read" | "export" | "sear
     return { complete: true };
   },
   check: (_, { signal }) => current().image.check({ signal }),
-  read: ({ space, offset, length }) => readSpace(space, offset, length),
+  read: ({ space, offset, length }) => readSpace(current().image, space, offset, length),
   export: exportBytes,
   search,
 };

@@ -30,9 +30,18 @@ export function current(): OpenImage {
   return open;
 }
 
+const followers: (() => unknown)[] = [];
+
+/** Calls a function when the image that is open is left, so that what belongs to it is let go of. */
+export function whenReplaced(follower: () => unknown): void {
+  followers.push(follower);
+}
+
 /** Leaves the image that is open, and takes another. */
 export async function replace(next: OpenImage | undefined): Promise<void> {
   const before = open;
   open = next;
-  await before?.image.close();
+  if (!before) return;
+  await Promise.allSettled(followers.map((follower) => follower()));
+  await before.image.close();
 }
