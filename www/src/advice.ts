@@ -35,6 +35,13 @@ export function adviceFor(kind: string, operation: string | null): string {
   return blamesServer(kind, operation) ? SERVER_ADVICE : (ADVICE[kind] ?? "");
 }
 
+/** What went wrong, and what to do about it. */
+export function explain(error: unknown): string {
+  const { message = String(error), kind = "", operation = null } = error as { message?: string; kind?: string; operation?: string | null };
+  const advice = adviceFor(kind, operation);
+  return advice === "" ? message : `${/[.!?]$/.test(message) ? message : `${message}.`} ${advice}`;
+}
+
 /** Whether the bytes of the file can be looked at although it did not open. */
 export function bytesCanBeShown(kind: string, operation: string | null): boolean {
   return !blamesServer(kind, operation) && READABLE.has(kind);

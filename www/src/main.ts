@@ -57,6 +57,7 @@ for (const { name, title, element: panel } of views) {
   panel.setAttribute("role", "tabpanel");
   panel.setAttribute("aria-labelledby", tab.id);
   panel.hidden = true;
+  panel.tabIndex = -1;
   tabs.set(name, tab);
 }
 $("tabs").append(...tabs.values());
@@ -165,12 +166,15 @@ function go(next: Place): void {
 function show(next: Place): void {
   const view = views.find(({ name }) => name === next.view) ?? (views[0] as View);
   place = { ...next, view: view.name };
+  // Who follows a link from one view into another goes on there.
+  const left = views.some(({ name, element: panel }) => name !== view.name && panel.contains(document.activeElement));
   for (const { name, element: panel } of views) {
     panel.hidden = name !== view.name;
     const tab = tabs.get(name) as HTMLButtonElement;
     tab.setAttribute("aria-selected", String(name === view.name));
     tab.tabIndex = name === view.name ? 0 : -1;
   }
+  if (left) view.element.focus({ preventScroll: true });
   if (current) view.shown?.(place, current);
 }
 

@@ -134,8 +134,21 @@ test("tables are unfolded down to the bits of an entry, which lead to the disk",
   await until(page, () => document.querySelectorAll('#structure-tree [role="treeitem"]').length > 20);
   await page.keyboard.press("ArrowDown");
   await page.keyboard.press("ArrowRight");
+  // The place is in the address, and a link leads to it.
+  await until(page, () => /view=structure&path=\d+\.0/.test(location.hash));
+  const link = page.url();
   await shoot(page, "structure-table.png");
   await assertAccessible(page);
+  const other = await fresh();
+  await other.goto(link);
+  await other.reload();
+  await other.click("#sample");
+  await opened(other);
+  await until(other, () => /^entry 0/.test(document.querySelector('#structure-tree [aria-selected="true"] > .label').textContent));
+  // Who follows a link into another view goes on there.
+  await other.locator("#part button").first().click();
+  await until(other, () => document.querySelector("#view-data").contains(document.activeElement) || document.querySelector("#view-map").contains(document.activeElement));
+  await other.close();
   await page.close();
 });
 

@@ -3,6 +3,7 @@
 import type { CheckReport } from "diskette";
 
 import type { App, Current, View } from "../app";
+import { explain } from "../advice";
 import { button, element } from "../format";
 import { ask } from "../rpc";
 import { named } from "./panel";
@@ -120,7 +121,7 @@ export function checkView(app: App): View {
     if (app.current !== current) return;
     if (!(report instanceof Error)) return show(report, current.opened.info.clusterSize ?? 1);
     const unsupported = report.kind === "unsupported";
-    summary.textContent = unsupported ? "This format has no metadata to check." : report.message;
+    summary.textContent = unsupported ? "This format has no metadata to check." : explain(report);
     judge(unsupported ? "" : "could not be checked", "bad");
   }
 

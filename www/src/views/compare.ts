@@ -1,6 +1,7 @@
 // Two images side by side: whether their disks hold the same bytes, and where not.
 
 import { type App, type Current, type View, baseName } from "../app";
+import { explain } from "../advice";
 import { button, element, exactly, offset, percent, size } from "../format";
 import type { Comparison } from "../protocol";
 import { ask } from "../rpc";
@@ -132,7 +133,7 @@ export function compareView(app: App): View {
       (list.querySelector("button") as HTMLButtonElement | null)?.click();
     } catch (error) {
       if (running !== own) return;
-      [say.textContent, say.className] = [own.signal.aborted ? "Stopped." : (error as Error).message, own.signal.aborted ? "" : "bad"];
+      [say.textContent, say.className] = [own.signal.aborted ? "Stopped." : explain(error), own.signal.aborted ? "" : "bad"];
     } finally {
       if (running === own) stop.hidden = true;
     }

@@ -2,6 +2,7 @@
 
 import { type App, type Current, type Place, type View, baseName } from "../app";
 import type { Entry, Layout, Path, Volume } from "../contents";
+import { explain } from "../advice";
 import { button, element, exactly, hex, offset, size } from "../format";
 import { decodePath, encodePath } from "../paths";
 import { ask } from "../rpc";
@@ -146,7 +147,7 @@ export function contentsView(app: App): View {
       more.hidden = !page.more;
       say.textContent = listed === 0 ? "The directory is empty." : `${listed.toLocaleString("en")} entries${page.more ? " so far" : ""}.`;
     } catch (error) {
-      if (own === turn) say.textContent = (error as Error).message;
+      if (own === turn) say.textContent = explain(error);
     }
   }
 
@@ -195,7 +196,7 @@ export function contentsView(app: App): View {
       const cut = bytes.length < entry.size || text === undefined;
       show(body, cut && bytes.length > 0 ? element("p", { class: "quiet", text: text === undefined ? `The first ${size(Math.min(4096, bytes.length))}.` : `The first ${size(bytes.length)}.` }) : "");
     } catch (error) {
-      if (own === looking) show(element("p", { class: "bad", text: (error as Error).message }));
+      if (own === looking) show(element("p", { class: "bad", text: explain(error) }));
     }
   }
 
@@ -213,7 +214,7 @@ export function contentsView(app: App): View {
       if (blob && "download" in where) download(where.download, blob);
       say.textContent = `${entry.name} is saved.`;
     } catch (error) {
-      say.textContent = `${entry.name} was not saved: ${(error as Error).message}`;
+      say.textContent = `${entry.name} was not saved: ${explain(error)}`;
     }
   }
 
@@ -228,7 +229,7 @@ export function contentsView(app: App): View {
       },
       (error: Error) => {
         layout = undefined;
-        if (app.current === shown) about.textContent = `What is on the disk cannot be seen: ${error.message}`;
+        if (app.current === shown) about.textContent = `What is on the disk cannot be seen: ${explain(error)}`;
         throw error;
       },
     );

@@ -1,6 +1,7 @@
 // Copying the disk into a new image: raw or qcow2, to a file.
 
 import { type App, type Current, type View, baseName } from "../app";
+import { explain } from "../advice";
 import { button, element, size } from "../format";
 import type { ConvertOptions } from "../protocol";
 import { ask } from "../rpc";
@@ -90,7 +91,7 @@ export function convertView(app: App): View {
     } catch (error) {
       const stopped = own.stop.signal.aborted;
       if (app.current !== shown) return;
-      [say.textContent, say.className] = [stopped ? "Cancelled. What was copied so far is not kept." : `Not copied: ${(error as Error).message}`, stopped ? "" : "bad"];
+      [say.textContent, say.className] = [stopped ? "Cancelled. What was copied so far is not kept." : `Not copied: ${explain(error)}`, stopped ? "" : "bad"];
     } finally {
       running = undefined;
       show(false);

@@ -1,6 +1,7 @@
 // The bytes of the disk and of its files: go to, search, copy, export.
 
 import { type App, type Current, type View, baseName } from "../app";
+import { explain } from "../advice";
 import { button, element, exactly, offset, size } from "../format";
 import { ask } from "../rpc";
 import { MAX_DOWNLOAD_BYTES, askWhere, canPick, download } from "../saving";
@@ -61,7 +62,7 @@ export function dataView(app: App): View {
     try {
       await act(own.signal);
     } catch (error) {
-      if (running === own) say.textContent = own.signal.aborted ? "Stopped." : (error as Error).message;
+      if (running === own) say.textContent = own.signal.aborted ? "Stopped." : explain(error);
     } finally {
       if (running === own) stop.hidden = true;
     }
@@ -72,7 +73,7 @@ export function dataView(app: App): View {
       const count = await bytes.copy(as);
       say.textContent = `${exactly(count)} copied${count < bytes.selection.length ? ", the most that is copied at once" : ""}.`;
     } catch (error) {
-      say.textContent = `Nothing was copied: ${(error as Error).message}`;
+      say.textContent = `Nothing was copied: ${explain(error)}`;
     }
   }
 

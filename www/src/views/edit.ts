@@ -1,6 +1,7 @@
 // Changes of metadata in the file itself. First every byte that will change is shown, then an undo file is saved, then it is written.
 
 import { type App, type Current, type View, baseName } from "../app";
+import { explain } from "../advice";
 import { button, element, exactly, hex, offset } from "../format";
 import type { Edit, Given, Opening, Plan } from "../protocol";
 import { ask } from "../rpc";
@@ -52,7 +53,7 @@ export function editView(app: App): View {
       if (made.changes.length === 0 && made.sizeAfter === made.sizeBefore) return tell("Nothing has to change.", "good");
       show(made, shown);
     } catch (error) {
-      if (current === shown) tell(`This cannot be done: ${(error as Error).message}`, "bad");
+      if (current === shown) tell(`This cannot be done: ${explain(error)}`, "bad");
     }
   }
 
@@ -146,7 +147,7 @@ export function editView(app: App): View {
       const { name, message, kind } = error as Error & { kind?: string };
       if (kind === "half-changed") return tell(`${made.name} is changed in part, and could not be put back: ${message} Use the undo file when it can be written again.`, "bad");
       if (name === "AbortError") return tell("Nothing was changed.");
-      tell(`Nothing was changed: ${message}`, "bad");
+      tell(`Nothing was changed: ${explain(error)}`, "bad");
     }
   }
 
@@ -187,7 +188,7 @@ export function editView(app: App): View {
         await ask("check-plan", { plan: made });
         if (current === shown) show(made, shown);
       } catch (error) {
-        if (current === shown) tell(`${baseName(file.name)} cannot be used: ${(error as Error).message}`, "bad");
+        if (current === shown) tell(`${baseName(file.name)} cannot be used: ${explain(error)}`, "bad");
       }
     };
     rows.push(row("Undo", "Put back what an undo file of this image kept.", undo));

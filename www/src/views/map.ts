@@ -1,6 +1,7 @@
 // Where the disk's bytes are, and what is in the file: two pictures, linked. What the cursor is on in one is framed in the other.
 
 import { type App, type Current, type View } from "../app";
+import { explain } from "../advice";
 import { button, element, offset, percent, size } from "../format";
 import { ask } from "../rpc";
 import { FileModel } from "../widgets/file-model";
@@ -42,9 +43,9 @@ export function mapView(app: App): View {
       disk.update(complete);
       if (linked?.space === "disk") disk.lookAt(Math.min(linked.at, model.end - 1));
       const stored = model.bytes[0] ?? 0;
-      facts.textContent = `${model.count.toLocaleString("en")} ${model.count === 1 ? "extent" : "extents"}; ${percent(stored, info.virtualSize)} of the disk (${size(stored)}) is stored as it is.`;
+      facts.textContent = `${model.count.toLocaleString("en")} ${model.count === 1 ? "extent" : "extents"}; ${percent(stored, info.virtualSize)} of the disk (${size(stored)}) is stored as it is. Fragmentation: the order of the disk breaks off ${model.breaks.toLocaleString("en")} ${model.breaks === 1 ? "time" : "times"} in the file.`;
     } catch (error) {
-      if (app.current === shown) disk.fail((error as Error).message);
+      if (app.current === shown) disk.fail(explain(error));
     }
   }
 
@@ -67,7 +68,7 @@ export function mapView(app: App): View {
       if (linked?.space === 0 && linked.at < regions.end) file.lookAt(linked.at);
       linked = undefined;
     } catch (error) {
-      if (app.current === shown) file.fail((error as Error).message);
+      if (app.current === shown) file.fail(explain(error));
     }
   }
 
@@ -88,7 +89,7 @@ export function mapView(app: App): View {
       };
       marked.replaceChildren(`Dots mark what the bitmap ${name} holds dirty: ${size(marks.bytes[0] ?? 0)} in ${marks.count.toLocaleString("en")} ranges. `, button("Take the dots away", clear, "link"));
     } catch (error) {
-      if (app.current === shown) marked.replaceChildren(`The bitmap ${name} cannot be shown: ${(error as Error).message}`);
+      if (app.current === shown) marked.replaceChildren(`The bitmap ${name} cannot be shown: ${explain(error)}`);
     }
   }
 

@@ -3,6 +3,7 @@
 import type { Part, Parts } from "diskette/inspector";
 
 import { type App, type Current, type View, baseName, fileOf, layerOf } from "../app";
+import { explain } from "../advice";
 import { button, element, exactly, offset, size } from "../format";
 import { ask } from "../rpc";
 import { HexView } from "../widgets/hex-view";
@@ -25,6 +26,7 @@ export function structureView(app: App): View {
   const bytes = new HexView();
   let current: Current | undefined;
   let layer = 0;
+  let ready: Promise<void> = Promise.resolve();
 
   /** The open file that a part is in. */
   function fileIndex(shown: Current, file: Part["file"]): number {
@@ -35,6 +37,7 @@ export function structureView(app: App): View {
 
   function show(part: Part, path: number[]): void {
     if (!current) return;
+    app.mark({ view: "structure", path: path.join(".") });
     const file = fileIndex(current, part.file);
     if (file >= 0) bytes.show(file, part.offset, { offset: part.offset, length: part.length });
     const facts: [string, Node | string][] = [["Place", `${offset(part.offset)}, ${exactly(part.length)}`]];
@@ -87,7 +90,7 @@ export function structureView(app: App): View {
     });
   };
   tree.onchoose = show;
-  tree.onfail = (error) => about.replaceChildren(element("p", { class: "bad", text: error.message }));
+  tree.onfail = (error) => about.replaceChildren(element("p", { class: "bad", text: explain(error) }));
 
   const source = {
     async load(path: number[], from: number, count: number) {
@@ -120,7 +123,11 @@ export function structureView(app: App): View {
       const spaces = next.opened.files.map(({ name, size: total }, index) => ({ space: index, label: baseName(name), size: total }));
       bytes.setup(spaces, (space, at, length) => ask("read", { space, offset: at, length }));
       about.replaceChildren();
-      void tree.show(source);
+      ready = tree.show(source);
+    },
+    shown({ path }) {
+      const way = path?.split(".").map(Number) ?? [];
+      if (way.length > 0 && way.every((index) => Number.isSafeInteger(index) && index >= 0)) void ready.then(() => tree.reveal(way));
     },
   };
 }

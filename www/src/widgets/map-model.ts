@@ -31,6 +31,9 @@ const COLUMNS = 6;
 
 export class MapModel extends Runs implements Picture {
   readonly kinds;
+  /** How often what is stored does not follow in the file what is stored before it on the disk. */
+  breaks = 0;
+  #expected = -1;
   #files: string[] = [];
   #sizeOf: (file: string) => number | undefined;
 
@@ -49,6 +52,10 @@ export class MapModel extends Runs implements Picture {
     for (let at = this.add(columns, end); at < this.count * COLUMNS; at += COLUMNS) {
       const file = this.columns[at + 5] as number;
       if (file >= 0) this.columns[at + 5] = names[file] as number;
+      const [length, place] = [this.columns[at + 1] as number, this.columns[at + 4] as number];
+      if (place < 0) continue;
+      if (this.#expected >= 0 && place !== this.#expected) this.breaks++;
+      this.#expected = place + length;
     }
   }
 

@@ -5,8 +5,21 @@ import { convert } from "../../../pkg/inspector/index.js";
 import type { Ops } from "../protocol";
 import { type Call, type Handlers, current } from "./state";
 
-/** Where a copy is put together that is to be downloaded. */
-const SCRATCH = "diskette-copy";
+/** Where copies are put together that are to be downloaded: files of the browser, which a download reads to its end. */
+const SCRATCH = "diskette-copy-";
+const OLD_MILLISECONDS = 3_600_000;
+
+/** Makes a new one, and removes those that no download can need any more. */
+async function scratchFile(): Promise<FileSystemFileHandle> {
+  const storage = await navigator.storage.getDirectory();
+  for await (const entry of storage.values()) {
+    if (entry.kind !== "file" || !entry.name.startsWith(SCRATCH)) continue;
+    const { lastModified } = await (entry as FileSystemFileHandle).getFile();
+    // One that another tab writes to stays.
+    if (lastModified < Date.now() - OLD_MILLISECONDS) await storage.removeEntry(entry.name).catch(() => {});
+  }
+  return storage.getFileHandle(`${SCRATCH}${crypto.randomUUID()}`, { create: true });
+}
 
 /** What holds a running copy up, by the number that its view gave it. */
 const gates = new Map<number, { open: Promise<void>; release: () => void }>();
@@ -30,8 +43,7 @@ async function copy({ handle, job, options }: Ops["convert"]["ask"], { signal, p
       await convert(source, handle, copying);
       return null;
     }
-    const storage = await navigator.storage.getDirectory();
-    const scratch = await storage.getFileHandle(SCRATCH, { create: true });
+    const scratch = await scratchFile();
     const access = await scratch.createSyncAccessHandle();
     try {
       access.truncate(0);
