@@ -100,7 +100,7 @@ async function openServed(host: Host): Promise<void> {
   );
   const chosen = [...images.keys()].filter((index) => images[index]?.named);
   const begin = (index: number): void =>
-    void host.open({ from: "url", url: addresses[index] as string, follow: false, served: { writable: images[index]?.writable ?? false, beside }, wish: {} });
+    void host.open({ from: "url", url: addresses[index] as string, follow: false, served: { name: images[index]?.name ?? "image", writable: images[index]?.writable ?? false, beside }, wish: {} });
   const list = $("served");
   list.hidden = chosen.length < 2;
   const items = chosen.map((index) => {

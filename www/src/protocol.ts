@@ -25,8 +25,9 @@ export interface Wish {
   snapshot?: string;
 }
 
-/** What `diskette serve` says of an image: whether it can be changed, and which addresses the files have that are named. */
+/** What `diskette serve` says of an image: its name, whether it can be changed, and which addresses the files have that are named. */
 export interface Served {
+  name: string;
   writable: boolean;
   beside: { from: string; name: string; url: string }[];
 }

@@ -46,6 +46,7 @@ async function visit(address) {
 test("what is served is open at once, with the files that it names, and only read", async (t) => {
   const { address } = await serve(t, "--follow", path("top.qcow2"));
   const page = await visit(address);
+  assert.equal(await page.textContent("#title"), path("top.qcow2"));
   assert.equal(await page.locator("#chain button").count(), 2);
   await view(page, "Data");
   await page.selectOption("#view-data select", { index: 2 });

@@ -120,7 +120,8 @@ class Overlay implements TargetObject {
 
 async function make(edit: Edit): Promise<Plan> {
   const { image: looked, opening } = current();
-  const { name = "image", size = 0 } = looked.files[0] ?? {};
+  const { name: address = "image", size = 0 } = looked.files[0] ?? {};
+  const name = (opening.from === "url" && opening.served?.name) || address;
   const file: Original = { name: name.split("/").at(-1) || name, size, read: async (offset, length) => (await looked.readFile(offset, length)).slice() };
   const overlay = new Overlay(file);
   const { corrupt, dirty, format } = looked.info();

@@ -99,7 +99,8 @@ export async function openOne(opening: Opening, signal: AbortSignal): Promise<{ 
     await image.close();
     signal.throwIfAborted();
   }
-  const name = typeof input === "string" ? input : input.name;
+  const served = opening.from === "url" ? opening.served?.name : undefined;
+  const name = served ?? (typeof input === "string" ? input : input.name);
   return { image, input, opened: { name, info: image.info(), files: image.files, missing } };
 }
 
