@@ -19,7 +19,25 @@ const large = randomBytes(9_000_001);
 
 let DiskContents, ContentsError;
 
+/** Whether reading a file traps, as a reader does that cannot cope with what it meets. */
+let trapping = false;
+
+/** Lets every instance of the module trap when that is wanted, by a function of another module that does nothing else. */
+async function prepareTraps() {
+  const bytes = Buffer.from("0061736d0100000001040160000003020100070801047472617000000a05010300000b", "hex");
+  const exportsOf = Object.getOwnPropertyDescriptor(WebAssembly.Instance.prototype, "exports").get;
+  const { trap } = exportsOf.call((await WebAssembly.instantiate(bytes)).instance);
+  Object.defineProperty(WebAssembly.Instance.prototype, "exports", {
+    get() {
+      const exports = exportsOf.call(this);
+      const { contents_read: readFile } = exports;
+      return readFile ? { ...exports, contents_read: (...args) => (trapping ? trap() : readFile(...args)) } : exports;
+    },
+  });
+}
+
 before(async () => {
+  await prepareTraps();
   // As one file with the module in it, since the TypeScript of the page is of no use to Node.js.
   await build({
     root: fileURLToPath(new URL("..", import.meta.url)),
@@ -149,18 +167,19 @@ test("a call that is not wanted any more stops", async () => {
 });
 
 test("a trap is an error, and everything works after it", async () => {
-  const { read, size } = reader(makeDisk("ext2", "ext2"));
+  const { read, size } = reader(join(folder, "ext4"));
   const other = new DiskContents(read, size);
   await other.layout();
   const disk = new DiskContents(read, size);
-  // Its reader does not know holes of this size, and panics where it is to go to the end of one.
   for (let round = 0; round < 3; round += 1) {
-    await assert.rejects(disk.read(0, path("sparse"), 14 << 20, 7), (error) => {
+    trapping = true;
+    await assert.rejects(disk.read(0, path("small"), 0, 7), (error) => {
       assert.ok(error instanceof ContentsError);
       assert.equal(error.kind, "corrupt");
       assert.ok(error.cause instanceof WebAssembly.RuntimeError);
       return true;
     });
+    trapping = false;
     assert.equal(Buffer.from(await disk.read(0, path("small"), 0, 100)).toString(), "a small file");
     assert.equal(hash(await other.read(0, path("größe", "large.bin"), 0, 1 << 24)), hash(large));
   }

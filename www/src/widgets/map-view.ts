@@ -348,6 +348,8 @@ export class MapView extends HTMLElement {
   }
 
   #draw(): void {
+    // What is not seen is drawn when it is: its size changes then.
+    if (this.clientWidth === 0) return;
     const columns = this.#columns();
     const style = getComputedStyle(this);
     const empty = rgb(style.getPropertyValue("--map-unallocated"));

@@ -89,19 +89,26 @@ export abstract class Runs {
       this.#counted.length = Math.min(this.#counted.length, MAX_COUNTED);
     }
     if (this.count === 0 || span <= 0) return counted;
+    // This loop sees each of a million runs, so it has everything at hand.
     const { kind, share } = counted;
-    const step = span / cells;
+    const { columns } = this;
+    const [width, end, perByte] = [this.#width, this.count * this.#width, cells / span];
     let at = counted.next < 0 ? this.indexAt(start) : counted.next;
-    for (; at < this.count * this.#width; at += this.#width) {
-      const from = Math.max(0, ((this.columns[at] as number) - start) / step);
-      const to = Math.min(cells, ((this.columns[at] as number) + (this.columns[at + 1] as number) - start) / step);
-      if (from >= cells) break;
+    for (; at < end; at += width) {
+      const first = ((columns[at] as number) - start) * perByte;
+      if (first >= cells) break;
+      const from = first < 0 ? 0 : first;
+      const last = first + (columns[at + 1] as number) * perByte;
+      const to = last > cells ? cells : last;
       const own = this.kindAt(at);
       for (let cell = Math.floor(from); cell < to; cell++) {
-        const part = Math.min(to, cell + 1) - Math.max(from, cell);
+        const part = (to < cell + 1 ? to : cell + 1) - (from > cell ? from : cell);
         const shown = kind[cell] as number;
         if (shown === own) share[cell] = (share[cell] as number) + part;
-        else if (shown < 0 || own < shown) [kind[cell], share[cell]] = [own, part];
+        else if (shown < 0 || own < shown) {
+          kind[cell] = own;
+          share[cell] = part;
+        }
       }
     }
     counted.next = at;
