@@ -9,9 +9,10 @@ import { download } from "../saving";
 import { MAX_UNDO_BYTES, fromUndoFile, toUndoFile } from "../undo";
 import { named, section } from "./panel";
 
-/** Changes shown at most; an undo file has all. */
-const MAX_SHOWN = 200;
-const MAX_BYTES_SHOWN = 32;
+/** Places shown at once; more of them when that is wanted. */
+const SHOWN = 200;
+/** Of more bytes the beginning is shown, and the rest when that is wanted. */
+const BYTES_SHOWN = 32;
 
 interface OpenPicker {
   showOpenFilePicker(options: { multiple: false }): Promise<[FileSystemFileHandle]>;
@@ -57,10 +58,13 @@ export function editView(app: App): View {
     }
   }
 
-  const bytes = (all: Uint8Array): string => {
-    const shown = Array.from(all.subarray(0, MAX_BYTES_SHOWN), (byte) => hex(byte, 2)).join(" ");
-    return all.length > MAX_BYTES_SHOWN ? `${shown} … (${exactly(all.length)})` : shown || "nothing";
-  };
+  const spelled = (all: Uint8Array): string => Array.from(all, (byte) => hex(byte, 2)).join(" ") || "nothing";
+
+  function bytes(all: Uint8Array): HTMLElement {
+    const cell = element("td", { class: "mono", text: spelled(all.subarray(0, BYTES_SHOWN)) });
+    if (all.length > BYTES_SHOWN) cell.append(" ", button(`all ${exactly(all.length)}`, () => cell.replaceChildren(spelled(all)), "link"));
+    return cell;
+  }
 
   /** Shows a plan. One that comes from an undo file needs none of its own. */
   function show(made: Plan, shown: Current): void {
@@ -69,13 +73,20 @@ export function editView(app: App): View {
     undoSaved = undoing;
     preview.inert = false;
     const total = made.changes.reduce((sum, { before, after }) => sum + Math.max(before.length, after.length), 0);
-    const rows = made.changes.slice(0, MAX_SHOWN).map(({ offset: at, before, after }) => {
-      const go = button(offset(at), () => app.go({ view: "data", space: 0, at, length: Math.max(1, before.length) }), "link mono");
-      return element("tr", {}, element("td", {}, go), element("td", { class: "mono", text: bytes(before) }), element("td", { class: "mono", text: bytes(after) }));
-    });
+    const rows = element("tbody");
+    const rest = button("", () => add(), "second");
+    const add = (): void => {
+      const from = rows.childElementCount;
+      for (const { offset: at, before, after } of made.changes.slice(from, from + SHOWN)) {
+        const go = button(offset(at), () => app.go({ view: "data", space: 0, at, length: Math.max(1, before.length) }), "link mono");
+        rows.append(element("tr", {}, element("td", {}, go), bytes(before), bytes(after)));
+      }
+      const left = made.changes.length - rows.childElementCount;
+      [rest.hidden, rest.textContent] = [left === 0, `Show more places (${left.toLocaleString("en")})`];
+    };
+    add();
     const head = (text: string): HTMLElement => Object.assign(element("th", { text }), { scope: "col" });
-    const table = element("table", {}, element("thead", {}, element("tr", {}, head("Offset"), head("Now"), head("Then"))), element("tbody", {}, ...rows));
-    const more = made.changes.length > MAX_SHOWN ? element("p", { class: "quiet", text: `and ${made.changes.length - MAX_SHOWN} more places; the undo file has all.` }) : "";
+    const table = element("table", {}, element("thead", {}, element("tr", {}, head("Offset"), head("Now"), head("Then"))), rows);
     const resized = made.sizeAfter === made.sizeBefore ? "" : ` The file will be ${exactly(made.sizeAfter)} long instead of ${exactly(made.sizeBefore)}.`;
     const write = button("Write to the file", () => void apply(), "main");
     write.id = "edit-apply";
@@ -94,7 +105,7 @@ export function editView(app: App): View {
       element("h3", { text: `What changes in ${made.name}` }),
       element("p", { text: `${exactly(total)} in ${made.changes.length.toLocaleString("en")} ${made.changes.length === 1 ? "place" : "places"}.${resized}` }),
       scroll,
-      more,
+      rest,
       element("div", { class: "bar" }, ...steps, button("Leave it", leave)),
     );
     preview.hidden = false;
