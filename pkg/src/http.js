@@ -26,7 +26,8 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
   async function request(offset, length, signal, mayBeEmpty = false) {
     let response;
     try {
-      response = await fetch(name, { headers: { ...headers, Range: `bytes=${offset}-${offset + length - 1}` }, signal });
+      // What the browser kept of an earlier answer must not be mixed with this one, nor its version be taken for this one's.
+      response = await fetch(name, { cache: "no-store", headers: { ...headers, Range: `bytes=${offset}-${offset + length - 1}` }, signal });
     } catch (cause) {
       signal?.throwIfAborted();
       const reason = cause?.cause?.message ?? cause?.message ?? String(cause);
@@ -76,7 +77,7 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
   async function wholeSize(response, signal) {
     let { total, range } = contentRange(response);
     if (range === null) {
-      const answer = await fetch(name, { method: "HEAD", headers, signal }).catch(() => null);
+      const answer = await fetch(name, { method: "HEAD", cache: "no-store", headers, signal }).catch(() => null);
       signal?.throwIfAborted();
       total = answer?.ok ? answer.headers.get("content-length") : null;
     }

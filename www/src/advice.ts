@@ -10,7 +10,7 @@ const ADVICE: Record<string, string> = {
   "not-found": "There is nothing at this place any more. Check the name or address.",
   "permission-denied": "It is not permitted. Check the rights of the file, or whether the server asks for a login.",
   "no-space": "The browser has no room for it. Free some space, or choose a file on another disk.",
-  "read-only": "Choose the file with “Choose the file to change”, so that the browser may write it.",
+  "read-only": "It can only be read where it comes from. Copy it to a file of this machine and choose that.",
   busy: "Somebody else has it open. Close it there and try again.",
   locked: "Type it again in the overview. Keyboard layout and capitals matter, and so does each space.",
   closed: "Open the image again.",

@@ -42,8 +42,10 @@ export interface View {
   readonly title: string;
   /** What is shown; the view fills it. */
   readonly element: HTMLElement;
-  /** Another image is open, or another one of its chain is looked at (`current.layer`). */
+  /** Another image is open. */
   opened(current: Current): void;
+  /** Another image of its chain is looked at: `current.layer`. */
+  chosen?(current: Current): void;
   /** The view is seen, now or at another place of it. */
   shown?(place: Place, current: Current): void;
 }
@@ -57,9 +59,4 @@ export function layerOf({ opened, layer }: Current): LayerInfo {
 export function fileOf({ opened }: Current, layer: number): number {
   const found = opened.files.findIndex(({ name }) => name === opened.info.chain[layer]?.filename);
   return layer === 0 || found < 0 ? 0 : found;
-}
-
-/** The last part of a path or an address. */
-export function baseName(name: string): string {
-  return name.split(/[/\\]/).at(-1) || name;
 }

@@ -26,6 +26,12 @@ export function offset(number: number): string {
   return `0x${hex(number)}`;
 }
 
+/** A whole number as a person writes it, in decimal or after `0x`; nothing if it is none. */
+export function wholeNumber(text: string | null): number | undefined {
+  const value = text === null || text.trim() === "" ? NaN : Number(text);
+  return Number.isSafeInteger(value) && value >= 0 ? value : undefined;
+}
+
 /** A share, never rounded to nothing or to everything. */
 export function percent(part: number, whole: number): string {
   if (whole === 0 || part === 0) return "0 %";

@@ -1,10 +1,10 @@
 // The page: its views, the image that is open, and where the user is.
 
 import type { App, Current, Place, View, ViewName } from "./app";
-import { baseName } from "./app";
 import { button, element } from "./format";
 import { adviceFor, bytesCanBeShown } from "./advice";
 import { listenForImages } from "./openers";
+import { baseName } from "./paths";
 import type { Opening } from "./protocol";
 import { type InspectorError, ask, onCrash } from "./rpc";
 import { formatRoute, parseRoute } from "./route";
@@ -134,7 +134,7 @@ async function open(opening: Opening): Promise<void> {
 function choose(layer: number): void {
   if (!current?.opened.info.chain[layer]) return;
   current.layer = layer;
-  for (const view of views) view.opened(current);
+  for (const view of views) view.chosen?.(current);
 }
 
 function address(next: Place): string {

@@ -1,4 +1,10 @@
-// Places in file systems as text for links: `1:/etc/hosts`, with `%` and two digits for bytes that are no plain letters.
+// Names of files, and places in file systems as text for links: `1:/etc/hosts`, with `%` and two digits for bytes that are no
+// plain letters.
+
+/** The last part of a path or an address. */
+export function baseName(name: string): string {
+  return name.split(/[/\\]/).at(-1) || name;
+}
 
 export interface FilePath {
   volume: number;

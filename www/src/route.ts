@@ -1,7 +1,7 @@
 // Places in the fragment of the address: `#view=data&space=disk&at=0x1000`, and `url=…` for an image behind an address.
 
 import type { Place, ViewName } from "./app";
-import { offset } from "./format";
+import { offset, wholeNumber } from "./format";
 
 const VIEWS: ViewName[] = ["overview", "structure", "map", "data", "contents", "check", "snapshots", "compare", "convert", "edit"];
 
@@ -10,18 +10,13 @@ export interface Route {
   url: string | undefined;
 }
 
-function number(text: string | null): number | undefined {
-  const value = text === null || text.trim() === "" ? NaN : Number(text);
-  return Number.isSafeInteger(value) && value >= 0 ? value : undefined;
-}
-
 /** What an address asks for; what it says wrongly is left out. */
 export function parseRoute(fragment: string): Route {
   const words = new URLSearchParams(fragment.replace(/^#/, ""));
   const view = VIEWS.find((name) => name === words.get("view")) ?? "overview";
   const place: Place = { view };
   const [space, path] = [words.get("space"), words.get("path")];
-  const [at, length, file] = [number(words.get("at")), number(words.get("length")), number(space)];
+  const [at, length, file] = [wholeNumber(words.get("at")), wholeNumber(words.get("length")), wholeNumber(space)];
   if (space === "disk") place.space = "disk";
   else if (file !== undefined) place.space = file;
   if (at !== undefined) place.at = at;

@@ -1,9 +1,8 @@
 // The package for writing, and its workers, in a browser: OPFS files, picked files, quotas, and workers that die.
 
 import assert from "node:assert/strict";
-import { createReadStream, createWriteStream, readFileSync, statSync, writeFileSync } from "node:fs";
+import { createWriteStream, readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
-import { extname } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { after, before, beforeEach, test } from "node:test";
 import { fileURLToPath } from "node:url";
@@ -11,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
 import { folder, path, pattern, qemuImg } from "../../pkg/test/support.mjs";
-import { ARGS, TYPES } from "./browser.mjs";
+import { ARGS, sendFile } from "./browser.mjs";
 
 const PACKAGE = fileURLToPath(new URL("../../pkg/", import.meta.url));
 const MIB = 1024 * 1024;
@@ -80,15 +79,9 @@ before(async () => {
     }
     const name = /^\/(?:images|slow)\/(.*)/.exec(request.url)?.[1];
     const file = name ? path(name) : PACKAGE + request.url.slice(5);
-    const { size } = statSync(file, { throwIfNoEntry: false }) ?? {};
-    if (size === undefined) return response.writeHead(404).end();
-    const range = /bytes=(\d+)-(\d+)/.exec(request.headers.range ?? "");
-    const [start, end] = range ? [Number(range[1]), Math.min(Number(range[2]), size - 1)] : [0, size - 1];
+    const start = Number(/bytes=(\d+)-/.exec(request.headers.range ?? "")?.[1] ?? 0);
     if (request.url.startsWith("/slow/") && start > 0) return held.push(response);
-    const headers = { "Content-Type": TYPES[extname(file)] ?? "application/octet-stream", "Content-Length": end - start + 1 };
-    if (range) headers["Content-Range"] = `bytes ${start}-${end}/${size}`;
-    response.writeHead(range ? 206 : 200, headers);
-    createReadStream(file, { start, end }).pipe(response);
+    return sendFile(request, response, file);
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   context = await chromium.launchPersistentContext(`${folder}/profile`, { executablePath: "/usr/bin/chromium", headless: true, chromiumSandbox: false, args: ARGS });

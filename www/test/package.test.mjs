@@ -1,9 +1,7 @@
 // The package itself in a browser: every kind of source that only browsers have, over the same images as in Node.js.
 
 import assert from "node:assert/strict";
-import { createReadStream, statSync } from "node:fs";
 import { createServer } from "node:http";
-import { extname } from "node:path";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
@@ -11,7 +9,7 @@ import { chromium } from "playwright-core";
 
 import { CORPUS, assertFindings, findings, makeCorpus } from "../../pkg/test/corpus.mjs";
 import { folder, path } from "../../pkg/test/support.mjs";
-import { ARGS, TYPES } from "./browser.mjs";
+import { ARGS, sendFile } from "./browser.mjs";
 
 const PACKAGE = fileURLToPath(new URL("../../pkg/", import.meta.url));
 
@@ -71,14 +69,7 @@ before(async () => {
     if (request.url === "/") return response.setHeader("Content-Type", "text/html").end("<!doctype html><title>package</title>");
     if (request.url === "/worker.js") return response.setHeader("Content-Type", "text/javascript").end(WORKER);
     const file = request.url.startsWith("/images/") ? path(request.url.slice(8)) : PACKAGE + request.url.slice(5);
-    const { size } = statSync(file, { throwIfNoEntry: false }) ?? {};
-    if (size === undefined) return response.writeHead(404).end();
-    const range = /bytes=(\d+)-(\d+)/.exec(request.headers.range ?? "");
-    const [start, end] = range ? [Number(range[1]), Math.min(Number(range[2]), size - 1)] : [0, size - 1];
-    const headers = { "Content-Type": TYPES[extname(file)] ?? "application/octet-stream", "Content-Length": end - start + 1 };
-    if (range) headers["Content-Range"] = `bytes ${start}-${end}/${size}`;
-    response.writeHead(range ? 206 : 200, headers);
-    createReadStream(file, { start, end }).pipe(response);
+    return sendFile(request, response, file);
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   context = await chromium.launchPersistentContext(`${folder}/profile`, { executablePath: "/usr/bin/chromium", headless: true, chromiumSandbox: false, args: ARGS });

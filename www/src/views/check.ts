@@ -125,14 +125,11 @@ export function checkView(app: App): View {
     judge(unsupported ? "" : "could not be checked", "bad");
   }
 
-  let checked: Current | undefined;
   return {
     name: "check",
     title: "Check",
     element: element("div", {}, element("section", {}, heading, summary, advice, strip, about, findings)),
     opened(current) {
-      if (checked === current) return;
-      checked = current;
       fileSize = current.opened.files[0]?.size ?? 0;
       void check(current);
     },

@@ -1,8 +1,9 @@
 // Two images side by side: whether their disks hold the same bytes, and where not.
 
-import { type App, type Current, type View, baseName } from "../app";
+import { type App, type Current, type View } from "../app";
 import { explain } from "../advice";
 import { button, element, exactly, offset, percent, size } from "../format";
+import { baseName } from "../paths";
 import type { Comparison } from "../protocol";
 import { ask } from "../rpc";
 import { HexView } from "../widgets/hex-view";
@@ -143,14 +144,11 @@ export function compareView(app: App): View {
     if (app.current && input.files?.length) void compare(app.current, [...input.files]);
   };
   const label = element("label", { text: "Compare this disk with the one in " }, input);
-  let setUp: Current | undefined;
   return {
     name: "compare",
     title: "Compare",
     element: element("div", {}, element("section", {}, element("p", {}, label, " ", stop), say), outcome),
-    opened(current) {
-      if (setUp === current) return;
-      setUp = current;
+    opened() {
       running?.abort();
       running = undefined;
       [say.textContent, say.className, input.value] = ["Choose an image, together with the backing files it names. Any two formats will do.", "quiet", ""];

@@ -1,12 +1,12 @@
 // What is on the disk: its partitions, and the files in them, to list, look at and save. Nothing is written.
 
-import { type App, type Current, type Place, type View, baseName } from "../app";
+import { type App, type Current, type Place, type View } from "../app";
 import type { Entry, Layout, Path, Volume } from "../contents";
 import { explain } from "../advice";
 import { button, element, exactly, hex, offset, size } from "../format";
-import { decodePath, encodePath } from "../paths";
+import { baseName, decodePath, encodePath } from "../paths";
 import { ask } from "../rpc";
-import { MAX_DOWNLOAD_BYTES, askWhere, canPick, download } from "../saving";
+import { askWhere, saveTo, tooLarge } from "../saving";
 import { fill, named, section } from "./panel";
 
 /** Entries of a directory that are asked for at once. */
@@ -77,7 +77,6 @@ export function contentsView(app: App): View {
   const browser = element("section", {}, way, table(head("Name", "Size", "Modified (UTC)", "Rights"), entries, "Files"), more, say);
   const divided = section("Partitions", about, notes, table(head("No.", "What", "Begins", "Size", "File system"), volumes, "Partitions"));
 
-  let current: Current | undefined;
   let layout: Promise<Layout> | undefined;
   let known: Layout | undefined;
   let volume = -1;
@@ -201,17 +200,14 @@ export function contentsView(app: App): View {
   }
 
   async function store(entry: Entry, inner: Path): Promise<void> {
-    if (!canPick && entry.size > MAX_DOWNLOAD_BYTES) {
-      say.textContent = `This browser cannot write files as they come, so at most ${size(MAX_DOWNLOAD_BYTES)} can be saved at once.`;
-      return;
-    }
+    say.textContent = tooLarge(entry.size);
+    if (say.textContent !== "") return;
     const [shown, from] = [app.current, volume];
     try {
       const where = await askWhere(baseName(entry.name));
       if (!where || app.current !== shown) return;
-      const handle = "handle" in where ? where.handle : null;
-      const blob = await ask("save-file", { volume: from, path: inner, size: entry.size, handle }, { part: (done) => (say.textContent = `Saved ${size(done)} of ${size(entry.size)}.`) });
-      if (blob && "download" in where) download(where.download, blob);
+      const part = (done: number): void => void (say.textContent = `Saved ${size(done)} of ${size(entry.size)}.`);
+      await saveTo(where, (handle) => ask("save-file", { volume: from, path: inner, size: entry.size, handle }, { part }));
       say.textContent = `${entry.name} is saved.`;
     } catch (error) {
       say.textContent = `${entry.name} was not saved: ${explain(error)}`;
@@ -252,9 +248,7 @@ export function contentsView(app: App): View {
     name: "contents",
     title: "Contents",
     element: element("div", {}, divided, browser, preview),
-    opened(next) {
-      if (current === next) return;
-      current = next;
+    opened() {
       [layout, known, volume, path] = [undefined, undefined, -1, []];
       turn++;
       about.textContent = "Looking…";

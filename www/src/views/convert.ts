@@ -1,11 +1,14 @@
 // Copying the disk into a new image: raw or qcow2, to a file.
 
-import { type App, type Current, type View, baseName } from "../app";
+import type { Progress } from "diskette/full";
+
+import { type App, type Current, type View } from "../app";
 import { explain } from "../advice";
 import { button, element, size } from "../format";
+import { baseName } from "../paths";
 import type { ConvertOptions } from "../protocol";
 import { ask } from "../rpc";
-import { askWhere, canPick, download } from "../saving";
+import { askWhere, canPick, saveTo } from "../saving";
 import { named, section } from "./panel";
 
 let jobs = 0;
@@ -77,15 +80,11 @@ export function convertView(app: App): View {
     [say.textContent, say.className, bar.value] = ["Copying…", "", 0];
     const begun = performance.now();
     try {
-      const handle = "handle" in where ? where.handle : null;
-      const copy = await ask("convert", { handle, job: own.job, options: chosen }, {
-        signal: own.stop.signal,
-        part({ done, total }) {
-          bar.value = total > 0 ? done / total : 1;
-          say.textContent = `${size(done)} of ${size(total)}${own.paused ? ", paused" : ""}`;
-        },
-      });
-      if (copy && "download" in where) download(where.download, copy);
+      const part = ({ done, total }: Progress): void => {
+        bar.value = total > 0 ? done / total : 1;
+        say.textContent = `${size(done)} of ${size(total)}${own.paused ? ", paused" : ""}`;
+      };
+      await saveTo(where, (handle) => ask("convert", { handle, job: own.job, options: chosen }, { signal: own.stop.signal, part }));
       const seconds = Math.max(0.1, (performance.now() - begun) / 1000);
       [say.textContent, say.className] = [`${"download" in where ? where.download : where.handle.name} is complete (${seconds.toFixed(1)} s).`, "good"];
     } catch (error) {
@@ -95,7 +94,7 @@ export function convertView(app: App): View {
     } finally {
       running = undefined;
       show(false);
-      if (setUp) allow(setUp);
+      if (app.current) allow(app.current);
     }
   }
 
@@ -113,14 +112,11 @@ export function convertView(app: App): View {
     cluster.field.hidden = compat.field.hidden = format.select.value === "raw";
   };
   show(false);
-  let setUp: Current | undefined;
   return {
     name: "convert",
     title: "Convert",
     element: element("div", {}, section("Save the disk as another image", about, element("div", { class: "fields" }, format.field, cluster.field, compat.field), element("div", { class: "bar" }, begin, pause, cancel), bar, say)),
     opened(current) {
-      if (setUp === current) return;
-      setUp = current;
       running?.stop.abort();
       const { opened, opening } = current;
       const { missing, locked } = obstacles(current);

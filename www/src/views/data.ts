@@ -1,10 +1,11 @@
 // The bytes of the disk and of its files: go to, search, copy, export.
 
-import { type App, type Current, type View, baseName } from "../app";
+import type { App, View } from "../app";
 import { explain } from "../advice";
-import { button, element, exactly, offset, size } from "../format";
+import { button, element, exactly, offset, size, wholeNumber } from "../format";
+import { baseName } from "../paths";
 import { ask } from "../rpc";
-import { MAX_DOWNLOAD_BYTES, askWhere, canPick, download } from "../saving";
+import { askWhere, saveTo, tooLarge } from "../saving";
 import { HexView } from "../widgets/hex-view";
 import { named } from "./panel";
 
@@ -84,22 +85,19 @@ export function dataView(app: App): View {
 
   async function exportRange(): Promise<void> {
     const { space, size: total } = bytes.space;
-    const [at, length] = [Number(first.value.trim()), Number(last.value.trim())];
-    if (first.value.trim() === "" || last.value.trim() === "" || !(at >= 0 && length > 0 && at + length <= total) || !Number.isSafeInteger(at + length)) {
+    const [at, length] = [wholeNumber(first.value), wholeNumber(last.value)];
+    if (at === undefined || !length || at + length > total) {
       say.textContent = `A start and a number of bytes within ${exactly(total)}, in decimal or with 0x.`;
       return;
     }
-    if (!canPick && length > MAX_DOWNLOAD_BYTES) {
-      say.textContent = `This browser cannot write files as they come, so at most ${size(MAX_DOWNLOAD_BYTES)} can be exported at once.`;
-      return;
-    }
+    say.textContent = tooLarge(length);
+    if (say.textContent !== "") return;
     const name = `${baseName(app.current?.opened.name ?? "disk")}-${offset(at)}-${length}.bin`;
     const where = await askWhere(name);
     if (!where) return;
     await work("Exporting…", async (signal) => {
-      const handle = "handle" in where ? where.handle : null;
-      const blob = await ask("export", { space, offset: at, length, handle }, { signal, part: (done) => progress("exported", done, length) });
-      if (blob && "download" in where) download(where.download, blob);
+      const part = (done: number): void => progress("exported", done, length);
+      await saveTo(where, (handle) => ask("export", { space, offset: at, length, handle }, { signal, part }));
       say.textContent = `${exactly(length)} exported.`;
     });
   }
@@ -123,14 +121,11 @@ export function dataView(app: App): View {
     if (length > 1) [first.value, last.value] = [offset(start), String(length)];
     app.mark({ view: "data", space, at });
   };
-  let setUp: Current | undefined;
   return {
     name: "data",
     title: "Data",
     element: element("div", {}, element("section", {}, bytes, form, copying, say)),
     opened(current) {
-      if (setUp === current) return;
-      setUp = current;
       running?.abort();
       [say.textContent, first.value, last.value] = ["", "0", "512"];
       const { info, files } = current.opened;

@@ -1,8 +1,9 @@
 // Changes of metadata in the file itself. First every byte that will change is shown, then an undo file is saved, then it is written.
 
-import { type App, type Current, type View, baseName } from "../app";
+import { type App, type Current, type View } from "../app";
 import { explain } from "../advice";
 import { button, element, exactly, hex, offset } from "../format";
+import { baseName } from "../paths";
 import type { Edit, Given, Opening, Plan } from "../protocol";
 import { ask } from "../rpc";
 import { download } from "../saving";
@@ -211,7 +212,6 @@ export function editView(app: App): View {
     title: "Edit",
     element: element("div", {}, section("Change the image where it is", acts, say), preview),
     opened(next) {
-      if (current === next) return;
       current = next;
       plan = undefined;
       preview.hidden = true;

@@ -2,7 +2,7 @@
 
 import { type App, type Current, type View } from "../app";
 import { explain } from "../advice";
-import { button, element, offset, percent, size } from "../format";
+import { button, element, offset, percent, size, wholeNumber } from "../format";
 import { ask } from "../rpc";
 import { FileModel } from "../widgets/file-model";
 import { MapModel } from "../widgets/map-model";
@@ -135,11 +135,11 @@ export function mapView(app: App): View {
   const form = element("form", { class: "bar" }, element("label", { text: "Where is offset " }, find), element("button", { text: "Find" }), button("Show these bytes", () => disk.pick(), "second"));
   form.onsubmit = (event) => {
     event.preventDefault();
-    const at = Number(find.value.trim());
-    const wrong = find.value.trim() === "" || !Number.isSafeInteger(at) || at < 0 || at >= model.total;
-    find.setCustomValidity(wrong ? `An offset below ${offset(model.total)}` : "");
-    if (wrong) find.reportValidity();
-    else disk.lookAt(at);
+    const at = wholeNumber(find.value);
+    const sound = at !== undefined && at < model.total;
+    find.setCustomValidity(sound ? "" : `An offset below ${offset(model.total)}`);
+    if (sound) disk.lookAt(at);
+    else find.reportValidity();
   };
 
   return {
@@ -147,7 +147,6 @@ export function mapView(app: App): View {
     title: "Map",
     element: element("div", {}, element("section", {}, element("h3", { text: "Map of the disk" }), facts, marked, disk, form), fileSection),
     opened(next) {
-      if (current === next) return;
       current = next;
       bitmap = undefined;
       marked.replaceChildren();

@@ -2,8 +2,9 @@
 
 import type { LayerInfo, Property } from "diskette";
 
-import { type App, type Current, type View, baseName, fileOf, layerOf } from "../app";
+import { type App, type Current, type View, fileOf, layerOf } from "../app";
 import { button, element, exactly, size } from "../format";
+import { baseName } from "../paths";
 import type { Missing, Opened } from "../protocol";
 import { fill, named, section, warning } from "./panel";
 import { reasons } from "./verdict";
@@ -151,26 +152,30 @@ export function overviewView(app: App): View {
     chain.replaceChildren(...items);
   }
 
+  /** Shows the image of the chain that is looked at. */
+  function show(current: Current): void {
+    const { opened, layer: index } = current;
+    const layer = layerOf(current);
+    showFacts(facts, nested, layer, opened.files[fileOf(current, index)]?.size);
+    showWarnings(current);
+    showChain(opened, index);
+    fill(why, reasons(current), "Nothing speaks against it.");
+    formats.replaceChildren(
+      ...opened.info.formats.map(({ format, score, evidence }) =>
+        element("li", {}, element("strong", { text: format }), ` ${evidence} `, element("span", { class: "quiet", text: `(certainty ${score} of 100)` })),
+      ),
+    );
+    const bits = layer.features.map(({ kind, bit, name, known }) =>
+      element("li", {}, element("strong", { text: name }), ` ${kind} bit ${bit}${known ? "" : ", unknown to this program"}`),
+    );
+    fill(features, bits, "None is set.");
+  }
+
   return {
     name: "overview",
     title: "Overview",
     element: panel,
-    opened(current) {
-      const { opened, layer: index } = current;
-      const layer = layerOf(current);
-      showFacts(facts, nested, layer, opened.files[fileOf(current, index)]?.size);
-      showWarnings(current);
-      showChain(opened, index);
-      fill(why, reasons(current), "Nothing speaks against it.");
-      formats.replaceChildren(
-        ...opened.info.formats.map(({ format, score, evidence }) =>
-          element("li", {}, element("strong", { text: format }), ` ${evidence} `, element("span", { class: "quiet", text: `(certainty ${score} of 100)` })),
-        ),
-      );
-      const bits = layer.features.map(({ kind, bit, name, known }) =>
-        element("li", {}, element("strong", { text: name }), ` ${kind} bit ${bit}${known ? "" : ", unknown to this program"}`),
-      );
-      fill(features, bits, "None is set.");
-    },
+    opened: show,
+    chosen: show,
   };
 }

@@ -2,9 +2,10 @@
 
 import type { Part, Parts } from "diskette/inspector";
 
-import { type App, type Current, type View, baseName, fileOf, layerOf } from "../app";
+import { type App, type Current, type View, fileOf, layerOf } from "../app";
 import { explain } from "../advice";
-import { button, element, exactly, offset, size } from "../format";
+import { button, element, exactly, offset, size, wholeNumber } from "../format";
+import { baseName } from "../paths";
 import { ask } from "../rpc";
 import { HexView } from "../widgets/hex-view";
 import { TreeView } from "../widgets/tree-view";
@@ -25,7 +26,6 @@ export function structureView(app: App): View {
   about.setAttribute("aria-live", "polite");
   const bytes = new HexView();
   let current: Current | undefined;
-  let layer = 0;
   let ready: Promise<void> = Promise.resolve();
 
   /** The open file that a part is in. */
@@ -57,8 +57,8 @@ export function structureView(app: App): View {
     const jump = element("form", { class: "bar" }, element("label", { text: `Go to one of ${part.children.toLocaleString("en")}: ` }, entry), element("button", { text: "Go" }));
     jump.onsubmit = (event) => {
       event.preventDefault();
-      const index = Number(entry.value.trim());
-      if (entry.value.trim() !== "" && Number.isInteger(index) && index >= 0 && index < part.children) void tree.reveal([...path, index]);
+      const index = wholeNumber(entry.value);
+      if (index !== undefined && index < part.children) void tree.reveal([...path, index]);
     };
     about.replaceChildren(
       element("h3", { text: part.name }),
@@ -95,7 +95,7 @@ export function structureView(app: App): View {
   const source = {
     async load(path: number[], from: number, count: number) {
       if (!current) return { total: 0, items: [] };
-      const { total, parts } = layer === 0 ? await ask("structure", { path, from, count }) : headerOf(current);
+      const { total, parts } = current.layer === 0 ? await ask("structure", { path, from, count }) : headerOf(current);
       return { total, items: parts };
     },
     children: (part: Part) => part.children,
@@ -108,6 +108,15 @@ export function structureView(app: App): View {
     },
   };
 
+  /** Shows the image of the chain that is looked at. */
+  function showLayer(next: Current): void {
+    current = next;
+    const spaces = next.opened.files.map(({ name, size: total }, index) => ({ space: index, label: baseName(name), size: total }));
+    bytes.setup(spaces, (space, at, length) => ask("read", { space, offset: at, length }));
+    about.replaceChildren();
+    ready = tree.show(source);
+  }
+
   return {
     name: "structure",
     title: "Structure",
@@ -117,14 +126,8 @@ export function structureView(app: App): View {
       named("tree-section", element("section", {}, element("h3", { text: "In the file" }), element("div", { class: "scroll" }, tree))),
       element("section", {}, about, bytes),
     ),
-    opened(next) {
-      current = next;
-      layer = next.layer;
-      const spaces = next.opened.files.map(({ name, size: total }, index) => ({ space: index, label: baseName(name), size: total }));
-      bytes.setup(spaces, (space, at, length) => ask("read", { space, offset: at, length }));
-      about.replaceChildren();
-      ready = tree.show(source);
-    },
+    opened: showLayer,
+    chosen: showLayer,
     shown({ path }) {
       const way = path?.split(".").map(Number) ?? [];
       if (way.length > 0 && way.every((index) => Number.isSafeInteger(index) && index >= 0)) void ready.then(() => tree.reveal(way));

@@ -1,6 +1,6 @@
 // <hex-view>: bytes of the disk or of a file. Only the visible rows exist; the scroll bar stands for the whole.
 
-import { button, element, exactly, hex, offset } from "../format";
+import { button, element, exactly, hex, offset, wholeNumber } from "../format";
 import type { Space } from "../protocol";
 
 /** Narrow windows have room for half a row. */
@@ -53,7 +53,7 @@ export class HexView extends HTMLElement {
     this.#position.ariaLabel = "Go to offset, in hexadecimal with 0x or decimal";
     this.#position.spellcheck = false;
     this.#position.autocomplete = "off";
-    this.#position.onchange = () => this.#go(this.#position.value.trim());
+    this.#position.onchange = () => this.#go(this.#position.value);
     const scroller = this.#scroller;
     scroller.tabIndex = 0;
     scroller.setAttribute("role", "application");
@@ -228,8 +228,8 @@ export class HexView extends HTMLElement {
   }
 
   #go(text: string): void {
-    const at = Number(text);
-    if (text === "" || !Number.isSafeInteger(at) || at < 0 || at >= Math.max(1, this.#space.size)) {
+    const at = wholeNumber(text);
+    if (at === undefined || at >= Math.max(1, this.#space.size)) {
       this.#position.setCustomValidity(`An offset from 0 to ${offset(Math.max(0, this.#space.size - 1))}, such as 0x10000 or 65536`);
       this.#position.reportValidity();
       return;

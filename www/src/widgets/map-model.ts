@@ -3,6 +3,7 @@
 import type { MapPage } from "diskette";
 
 import { offset, size } from "../format";
+import { baseName } from "../paths";
 import type { Picture } from "./map-view";
 import { Runs } from "./runs";
 
@@ -86,7 +87,7 @@ export class MapModel extends Runs implements Picture {
     if (!extent) return undefined;
     const place = `${offset(extent.start)} to ${offset(extent.start + extent.length - 1)}, ${size(extent.length)}`;
     const lost = extent.offset !== null && extent.offset >= (this.#sizeOf(extent.file ?? "") ?? Infinity);
-    const file = extent.file?.split(/[/\\]/).at(-1) ?? "the file";
+    const file = baseName(extent.file ?? "the file");
     const stored = extent.offset === null ? "" : ` At ${offset(extent.offset)} in ${file}${lost ? ", which ends before that" : ""}.`;
     const depth = extent.depth > 0 && extent.kind === "backing" ? ` Image ${extent.depth} down the chain.` : "";
     const meaning = this.kinds[KINDS.indexOf(extent.kind)]?.meaning ?? "";

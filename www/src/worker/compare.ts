@@ -4,14 +4,11 @@ import type { InspectedImage as Image } from "diskette/inspector";
 
 import type { Ops } from "../protocol";
 import { openOne } from "./opening";
+import { PIECE_BYTES, stretches } from "./pieces";
 import { type Call, type Handlers, current, whenReplaced } from "./state";
 
-const COLUMNS = 6;
-/** Flags of extents. What is neither is in a file that is not open, and reading it says so. */
-const [ZERO, DATA] = [2, 4];
 /** Ranges that differ beyond these are joined, however far they are from each other. */
 const MAX_RANGES = 200_000;
-const PIECE_BYTES = 1 << 20;
 /** Differences closer than this are one, so that a list of them can be read. */
 const JOIN_BYTES = 512;
 
@@ -27,7 +24,7 @@ whenReplaced(closeOther);
 
 /** Stretches of the union of what two disks hold, in order. */
 async function* union(one: Image, two: Image): AsyncGenerator<[start: number, end: number], void, void> {
-  const sides = [data(one), data(two)] as const;
+  const sides = [stretches(one), stretches(two)] as const;
   const heads = [await sides[0].next(), await sides[1].next()];
   let open: [number, number] | undefined;
   while (!heads[0]?.done || !heads[1]?.done) {
@@ -42,15 +39,6 @@ async function* union(one: Image, two: Image): AsyncGenerator<[start: number, en
     }
   }
   if (open) yield open;
-}
-
-async function* data(image: Image): AsyncGenerator<[number, number], void, void> {
-  for await (const { columns } of image.mapPages()) {
-    for (let at = 0; at < columns.length; at += COLUMNS) {
-      const [start, length, , flags] = columns.subarray(at, at + COLUMNS) as unknown as [number, number, number, number];
-      if (flags & DATA || !(flags & ZERO)) yield [start, start + length];
-    }
-  }
 }
 
 /** Bytes of a disk, and zeroes behind its end. */

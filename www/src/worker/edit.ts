@@ -3,7 +3,8 @@
 import { open } from "../../../pkg/inspector/index.js";
 import type { TargetObject } from "diskette/inspector";
 
-import type { Change, Edit, Ops, Plan } from "../protocol";
+import { baseName } from "../paths";
+import type { Change, Edit, Plan } from "../protocol";
 import { type Handlers, current } from "./state";
 
 const BLOCK_BYTES = 4096;
@@ -122,7 +123,7 @@ async function make(edit: Edit): Promise<Plan> {
   const { image: looked, opening } = current();
   const { name: address = "image", size = 0 } = looked.files[0] ?? {};
   const name = (opening.from === "url" && opening.served?.name) || address;
-  const file: Original = { name: name.split("/").at(-1) || name, size, read: async (offset, length) => (await looked.readFile(offset, length)).slice() };
+  const file: Original = { name: baseName(name), size, read: async (offset, length) => (await looked.readFile(offset, length)).slice() };
   const overlay = new Overlay(file);
   const { corrupt, dirty, format } = looked.info();
   if (edit.kind !== "repair-leaks" && (corrupt || dirty)) {

@@ -1,11 +1,10 @@
 // The image taken apart: its tables, what is where in its file, which place of the disk a place in the file is, its bitmaps.
 
-import { look } from "../../../pkg/inspector/index.js";
+import { MAP_COLUMNS, look } from "../../../pkg/inspector/index.js";
 import type { InspectedFile, InspectedImage as Image } from "diskette/inspector";
 
 import { type Handlers, type OpenImage, current, whenReplaced } from "./state";
 
-const COLUMNS = 6;
 const PIECE_NUMBERS = 3 * 8192;
 
 /** Extents of the disk by where they are in the file. */
@@ -25,7 +24,7 @@ async function build(image: Image): Promise<Index> {
   let rows = new Float64Array(3 * 4096);
   let count = 0;
   for await (const { columns, files } of image.mapPages()) {
-    for (let at = 0; at < columns.length && count < MAX_INDEXED; at += COLUMNS) {
+    for (let at = 0; at < columns.length && count < MAX_INDEXED; at += MAP_COLUMNS) {
       const [offset, file] = [columns[at + 4] as number, columns[at + 5] as number];
       if (offset < 0 || file < 0 || files[file] !== own) continue;
       if (count * 3 === rows.length) {

@@ -3,13 +3,12 @@
 import { open } from "../../../pkg/inspector/index.js";
 import type { ImageInfo, InspectedImage as Image, Reference } from "diskette/inspector";
 
+import { baseName } from "../paths";
 import type { Given, Missing, Opened, Opening, Surveyed, Wish } from "../protocol";
 import { type Handlers, replace } from "./state";
 
 /** Ends an opening when another one begins. */
 let latest = new AbortController();
-
-const baseName = (name: string): string => name.split(/[/\\]/).at(-1) ?? name;
 
 /** What an image says of itself; it is closed then. */
 async function describe(image: Image): Promise<ImageInfo> {
@@ -20,10 +19,8 @@ async function describe(image: Image): Promise<ImageInfo> {
   }
 }
 
-/** What an image names, without opening it. */
-async function referencesOf(input: File | string): Promise<Missing[]> {
-  const probe = await open(input);
-  const { backingFile, dataFile } = await describe(probe);
+/** What an image names. */
+function referencesOf({ backingFile, dataFile }: ImageInfo): Missing[] {
   const named: Missing[] = [];
   if (backingFile) named.push({ name: backingFile.name, role: "backing", given: false });
   if (dataFile) named.push({ name: dataFile.name, role: "data-file", given: false });
@@ -35,7 +32,8 @@ async function topFirst(files: File[]): Promise<File[]> {
   if (files.length < 2) return files;
   const named = new Set<string>();
   for (const file of files) {
-    for (const { name } of await referencesOf(file).catch(() => [])) if (baseName(name) !== file.name) named.add(baseName(name));
+    const references = await open(file).then(describe).then(referencesOf).catch(() => []);
+    for (const { name } of references) if (baseName(name) !== file.name) named.add(baseName(name));
   }
   const top = files.find((file) => !named.has(file.name));
   return top ? [top, ...files.filter((file) => file !== top)] : files;
@@ -44,7 +42,13 @@ async function topFirst(files: File[]): Promise<File[]> {
 type Find = (reference: Reference) => File | string | null;
 
 /** Opens an image with what `find` has of the files that it names; without them its structure can still be shown. */
-async function openWith(input: File | string, named: Missing[], find: Find, options: Wish & { signal: AbortSignal }): Promise<[Image, Missing[]]> {
+async function openWith(input: File | string, find: Find, options: Wish & { signal: AbortSignal }): Promise<[Image, Missing[]]> {
+  const { passphrase, snapshot, ...plain } = options;
+  // Without what it names, and without a key, an image opens to be described. If there is nothing more to it, that is it.
+  const probe = await open(input, plain);
+  const named = options.format ? [] : referencesOf(probe.info());
+  if (named.length === 0 && passphrase === undefined && snapshot === undefined) return [probe, []];
+  await probe.close();
   let asked: Missing[] = [];
   const onOpen = (reference: Reference): File | string | null => {
     const found = find(reference);
@@ -65,7 +69,7 @@ async function openFiles(given: Given[], wish: Wish & { signal: AbortSignal }): 
   const [first, ...others] = await topFirst(given.map(({ file }) => file));
   if (!first) throw new Error("no file was given");
   const find: Find = ({ name }) => others.find((file) => file.name === baseName(name)) ?? null;
-  return [first, ...(await openWith(first, wish.format ? [] : await referencesOf(first), find, wish))];
+  return [first, ...(await openWith(first, find, wish))];
 }
 
 /**
@@ -80,7 +84,7 @@ async function openUrl({ url, follow, served }: Extract<Opening, { from: "url" }
     const target = new URL(name, from);
     return target.origin === new URL(url).origin ? target.href : null;
   };
-  return openWith(url, wish.format ? [] : await referencesOf(url), find, wish);
+  return openWith(url, find, wish);
 }
 
 /** Opens an image without taking it as the current one. */
@@ -109,9 +113,9 @@ async function survey(files: File[], signal: AbortSignal): Promise<Surveyed[]> {
   for (const file of files) {
     signal.throwIfAborted();
     try {
-      const { format, virtualSize, backingFile, dataFile } = await describe(await open(file));
-      const named = [backingFile, dataFile].flatMap((reference) => (reference ? [baseName(reference.name)] : []));
-      if (format !== "raw") found.push({ name: file.name, format, virtualSize, named });
+      const info = await describe(await open(file));
+      const named = referencesOf(info).map(({ name }) => baseName(name));
+      if (info.format !== "raw") found.push({ name: file.name, format: info.format, virtualSize: info.virtualSize, named });
     } catch {
       // What cannot be opened is said when it is chosen.
     }

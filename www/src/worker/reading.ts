@@ -1,16 +1,14 @@
 // Map, check, bytes and search.
 
+import { MAP_COLUMNS } from "../../../pkg/inspector/index.js";
 import type { InspectedImage as Image } from "diskette/inspector";
 
-import type { Ops, Space } from "../protocol";
+import type { Space } from "../protocol";
+import { PIECE_BYTES, gather, stretches } from "./pieces";
 import { type Call, type Handlers, current } from "./state";
 
 /** A map is cut here; a picture cannot show more. */
 const MAX_EXTENTS = 2_000_000;
-const COLUMNS = 6;
-/** Flags of extents. */
-const [ZERO, DATA] = [2, 4];
-const PIECE_BYTES = 1 << 20;
 /** What is searched for is no longer than this. */
 const MAX_NEEDLE = 4096;
 
@@ -19,18 +17,10 @@ async function readSpace(image: Image, space: Space, offset: number, length: num
   return space === "disk" ? image.read(offset, length) : (await image.readFile(offset, length, { file: space })).slice();
 }
 
-/** The stretches of a space that can hold anything but zeroes. What is in a file that is not open is among them. */
-async function* stretches(image: Image, space: Space, from: number): AsyncGenerator<[start: number, end: number], void, void> {
-  if (space !== "disk") {
-    yield [from, image.files[space]?.size ?? 0];
-    return;
-  }
-  for await (const { columns } of image.mapPages({ offset: from, length: image.size - from })) {
-    for (let at = 0; at < columns.length; at += COLUMNS) {
-      const [start, length, , flags] = columns.subarray(at, at + COLUMNS) as unknown as [number, number, number, number];
-      if (flags & DATA || !(flags & ZERO)) yield [start, start + length];
-    }
-  }
+/** The stretches of a space that a search has to read. */
+async function* searched(image: Image, space: Space, from: number): AsyncGenerator<[start: number, end: number], void, void> {
+  if (space === "disk") yield* stretches(image, from);
+  else yield [from, image.files[space]?.size ?? 0];
 }
 
 function find(haystack: Uint8Array, needle: Uint8Array): number {
@@ -65,7 +55,7 @@ async function search({ space, from, bytes }: { space: Space; from: number; byte
     if (reached < to) [reached, tail] = [to, new Uint8Array(Math.min(bytes.length - 1, to - reached + bytes.length))];
     return found;
   };
-  for await (const [start, end] of stretches(image, space, from)) {
+  for await (const [start, end] of searched(image, space, from)) {
     if (start > reached) {
       const found = skip(start);
       if (found !== null) return found;
@@ -82,35 +72,11 @@ async function search({ space, from, bytes }: { space: Space; from: number; byte
   return space === "disk" && reached < image.size ? skip(image.size) : null;
 }
 
-type Export = Ops["export"]["ask"];
-
-/** Copies bytes piece by piece; a file that is written to changes when all of them are there. */
-async function exportBytes({ space, offset, length, handle }: Export, call: Call<number>): Promise<Blob | null> {
-  const { image } = current();
-  const writable = await handle?.createWritable();
-  const parts: Blob[] = [];
-  try {
-    for (let done = 0; done < length; call.part(done)) {
-      call.signal.throwIfAborted();
-      const piece = await readSpace(image, space, offset + done, Math.min(PIECE_BYTES, length - done));
-      if (piece.length === 0) throw new Error(`the file ends ${length - done} bytes before the end of the range; was it changed?`);
-      if (writable) await writable.write(piece);
-      else parts.push(new Blob([piece]));
-      done += piece.length;
-    }
-    await writable?.close();
-  } catch (error) {
-    await writable?.abort().catch(() => {});
-    throw error;
-  }
-  return handle ? null : new Blob(parts);
-}
-
 export const reading: Pick<Handlers, "map" | "check" | "read" | "export" | "search"> = {
   async map(_, { part, signal }) {
     let extents = 0;
     for await (const page of current().image.mapPages({ signal })) {
-      extents += page.columns.length / COLUMNS;
+      extents += page.columns.length / MAP_COLUMNS;
       part(page, [page.columns.buffer as ArrayBuffer]);
       if (extents > MAX_EXTENTS) return { complete: false };
     }
@@ -118,6 +84,9 @@ export const reading: Pick<Handlers, "map" | "check" | "read" | "export" | "sear
   },
   check: (_, { signal }) => current().image.check({ signal }),
   read: ({ space, offset, length }) => readSpace(current().image, space, offset, length),
-  export: exportBytes,
+  export({ space, offset, length, handle }, call) {
+    const { image } = current();
+    return gather(length, handle, (done, count) => readSpace(image, space, offset + done, count), call);
+  },
   search,
 };
