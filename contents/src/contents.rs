@@ -98,10 +98,10 @@ impl Contents {
     }
 
     fn read_layout(&mut self) -> Result<&Layout> {
-        if self.layout.is_none() {
-            self.layout = Some(table::layout(&self.disk, self.sector_size)?);
-        }
-        self.layout.as_ref().ok_or_else(|| Error::invalid("the layout is not known"))
+        Ok(match self.layout {
+            Some(ref layout) => layout,
+            None => self.layout.insert(table::layout(&self.disk, self.sector_size)?),
+        })
     }
 
     fn call<T>(

@@ -64,7 +64,10 @@ const SIMPLE: &[(usize, &[u8], &str)] = &[
     (8192 + 0x55c, b"\x54\x19\x01\x00", "UFS"),
     (65536 + 0x55c, b"\x19\x01\x54\x19", "UFS2"),
     (512 + 32, b"BFS1", "BFS"),
-    (1024 + 2, b"BD", "HFS"),
+    (512 + 32, b"1SFB", "BFS"),
+    (1024, b"H+\0\x04", "HFS+"),
+    (1024, b"HX\0\x05", "HFSX"),
+    (1024, b"BD", "HFS"),
 ];
 
 /// What is recognised at the beginning of a volume.
@@ -290,13 +293,7 @@ fn iso_date(digits: &[u8]) -> Option<String> {
 }
 
 fn apple(bytes: &[u8]) -> Option<Found> {
-    if has(bytes, 32, b"NXSB") {
-        return Some(Found { uuid: uuid(bytes, 72), ..Found::new("APFS") });
-    }
-    if has(bytes, 1024, b"H+\0\x04") {
-        return Some(Found::new("HFS+"));
-    }
-    has(bytes, 1024, b"HX\0\x05").then(|| Found::new("HFSX"))
+    has(bytes, 32, b"NXSB").then(|| Found { uuid: uuid(bytes, 72), ..Found::new("APFS") })
 }
 
 /// Swap space has its mark at the end of the first page, whose size differs by machine.

@@ -40,10 +40,6 @@ impl Contents {
         answer(self.contents.list(volume as usize, path, from as usize, count as usize), page)
     }
 
-    pub fn stat(&mut self, volume: u32, path: &[u8]) -> Result<JsValue, JsValue> {
-        answer(self.contents.stat(volume as usize, path), |value| entry(&value))
-    }
-
     pub fn read(&mut self, volume: u32, path: &[u8], offset: f64, length: u32) -> Result<JsValue, JsValue> {
         let offset = whole(offset).map_err(thrown)?;
         let read = self.contents.read(volume as usize, path, offset, length as usize);

@@ -77,9 +77,6 @@ export class ContentsError extends Error {
 
 type Answer<T> = { value: T } | { needs: { offset: number; length: number }[] };
 
-/** Pieces of a file that is streamed: going to a place in a file takes time in some file systems. */
-const PIECE = 4 << 20;
-
 /** Reads that are under way at the same time. */
 const READS = 16;
 
@@ -128,31 +125,10 @@ export class DiskContents {
     return this.#ask((module) => module.list(volume, bytes, from, count), signal);
   }
 
-  stat(volume: number, path: Path, signal?: AbortSignal): Promise<Entry> {
-    const bytes = joined(path);
-    return this.#ask((module) => module.stat(volume, bytes), signal);
-  }
-
   /** Part of a file; fewer bytes only at its end, and never more than 16 MiB. */
   read(volume: number, path: Path, offset: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
     const bytes = joined(path);
     return this.#ask((module) => module.read(volume, bytes, offset, length), signal);
-  }
-
-  /** A whole file, piece by piece as it is taken. */
-  stream(volume: number, path: Path, signal?: AbortSignal): ReadableStream<Uint8Array> {
-    let offset = 0;
-    return new ReadableStream(
-      {
-        pull: async (controller) => {
-          const piece = await this.read(volume, path, offset, PIECE, signal);
-          offset += piece.length;
-          if (piece.length > 0) controller.enqueue(piece);
-          if (piece.length < PIECE) controller.close();
-        },
-      },
-      { highWaterMark: 0 },
-    );
   }
 
   /** Lets go of the memory; the disk can be asked again, and then begins anew. */

@@ -56,8 +56,8 @@ before(async () => {
 after(() => rmSync(folder, { recursive: true }));
 
 /** A file system of a tree of files, at 1 MiB of a disk with a GPT. */
-function makeDisk(name, kind) {
-  const tree = join(folder, `${name}-tree`);
+function makeDisk() {
+  const tree = join(folder, "tree");
   mkdirSync(join(tree, "größe"), { recursive: true });
   writeFileSync(join(tree, "größe", "large.bin"), large);
   writeFileSync(join(tree, "small"), "a small file");
@@ -67,10 +67,10 @@ function makeDisk(name, kind) {
   ftruncateSync(sparse, 14 << 20);
   writeSync(sparse, "the end", 14 << 20);
   closeSync(sparse);
-  const volume = join(folder, `${name}-volume`);
-  const disk = join(folder, name);
+  const volume = join(folder, "volume");
+  const disk = join(folder, "ext4");
   execFileSync("truncate", ["-s", "32M", volume]);
-  execFileSync("mke2fs", ["-q", "-t", kind, "-b", "1024", "-d", tree, volume], { env });
+  execFileSync("mke2fs", ["-q", "-t", "ext4", "-b", "1024", "-d", tree, volume], { env });
   execFileSync("truncate", ["-s", "36M", disk]);
   execFileSync("sfdisk", ["--quiet", disk], { env, input: "label: gpt\nstart=1MiB, size=32MiB, name=files\n" });
   execFileSync("dd", [`if=${volume}`, `of=${disk}`, "bs=1M", "seek=1", "conv=notrunc", "status=none"]);
@@ -95,7 +95,7 @@ function reader(file) {
 }
 
 test("partitions and files are as they were made", async () => {
-  const { read, account, size } = reader(makeDisk("ext4", "ext4"));
+  const { read, account, size } = reader(makeDisk());
   const disk = new DiskContents(read, size);
   const layout = await disk.layout();
   assert.deepEqual(layout.notes, []);
@@ -116,7 +116,7 @@ test("partitions and files are as they were made", async () => {
   assert.deepEqual([inner.entries[0].name, inner.entries[0].size], ["large.bin", large.length]);
   const before = account.bytes;
   const digest = createHash("sha256");
-  for await (const piece of disk.stream(0, path("größe", "large.bin"))) digest.update(piece);
+  for (let at = 0; at < large.length; at += 4 << 20) digest.update(await disk.read(0, path("größe", "large.bin"), at, 4 << 20));
   assert.equal(digest.digest("hex"), hash(large));
   assert.ok(account.bytes - before < 2 * large.length, `${account.bytes - before} bytes for a file of ${large.length}`);
   assert.ok(account.most > 1, "reads were never made at the same time");

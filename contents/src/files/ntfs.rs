@@ -53,14 +53,13 @@ impl Ntfs {
     }
 
     fn find(&self, path: &Path<'_>) -> Result<Hit> {
-        let mut record = KnownNtfsFileRecordNumber::RootDirectory as u64;
+        let record = KnownNtfsFileRecordNumber::RootDirectory as u64;
         let mut hit = Hit { record, entry: root(), is_reparse_point: false, is_system: false };
         for part in &path.parts {
             if hit.entry.kind != Kind::Directory {
                 return Err(Error::not_a_directory(&hit.entry.name));
             }
-            hit = self.find_in(record, part)?;
-            record = hit.record;
+            hit = self.find_in(hit.record, part)?;
         }
         Ok(hit)
     }

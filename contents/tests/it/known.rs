@@ -111,3 +111,17 @@ fn what_cannot_be_looked_into_says_so() {
     assert!(error.to_string().contains("SquashFS"), "{error}");
     assert_eq!(host.list(7, b"/", 0, 10).expect_err("there is no such volume").kind(), ErrorKind::NotFound);
 }
+
+#[test]
+fn the_first_hfs_is_told_by_its_signature() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("volume");
+    blank(&path, 1 << 20);
+    let mut bytes = fs::read(&path).expect("a volume");
+    // The master directory block: signature, and allocation blocks of 512 bytes.
+    bytes[1024..1026].copy_from_slice(b"BD");
+    bytes[1024 + 20..1024 + 24].copy_from_slice(&512u32.to_be_bytes());
+    fs::write(&path, bytes).expect("a volume");
+    assert_eq!(blkid(&path).get("ID_FS_TYPE").map(String::as_str), Some("hfs"));
+    assert_eq!(found(&path).name, "HFS");
+}

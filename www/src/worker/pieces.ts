@@ -10,6 +10,13 @@ const [ZERO, DATA] = [2, 4];
 /** What is read, and written, at a time. */
 export const PIECE_BYTES = 1 << 20;
 
+interface Pieces {
+  length: number;
+  /** At a time; `PIECE_BYTES` unless given. */
+  piece?: number;
+  read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>>;
+}
+
 /**
  * The stretches of a disk that can hold anything but zeroes, from an offset on. What lies in a file that is not open is among
  * them: reading it says so.
@@ -23,19 +30,14 @@ export async function* stretches(image: Image, from = 0): AsyncGenerator<[start:
   }
 }
 
-/** Puts `length` bytes into a file, which changes when all of them are there, or else together for a download. */
-export async function gather(
-  length: number,
-  handle: FileSystemFileHandle | null,
-  read: (offset: number, length: number) => Promise<Uint8Array<ArrayBuffer>>,
-  { signal, part }: Call<number>,
-): Promise<Blob | null> {
+/** Puts bytes into a file, which changes when all of them are there, or else together for a download. */
+export async function gather({ length, piece: most = PIECE_BYTES, read }: Pieces, handle: FileSystemFileHandle | null, { signal, part }: Call<number>): Promise<Blob | null> {
   const writable = await handle?.createWritable();
   const parts: Blob[] = [];
   try {
     for (let done = 0; done < length; part(done)) {
       signal.throwIfAborted();
-      const piece = await read(done, Math.min(PIECE_BYTES, length - done));
+      const piece = await read(done, Math.min(most, length - done));
       if (piece.length === 0) throw new Error(`there are only ${done} of ${length} bytes; was the file changed?`);
       if (writable) await writable.write(piece);
       else parts.push(new Blob([piece]));

@@ -86,7 +86,7 @@ export const reading: Pick<Handlers, "map" | "check" | "read" | "export" | "sear
   read: ({ space, offset, length }) => readSpace(current().image, space, offset, length),
   export({ space, offset, length, handle }, call) {
     const { image } = current();
-    return gather(length, handle, (done, count) => readSpace(image, space, offset + done, count), call);
+    return gather({ length, read: (done, count) => readSpace(image, space, offset + done, count) }, handle, call);
   },
   search,
 };

@@ -6,7 +6,7 @@ mod volume;
 
 use crate::bytes::{le16, le32};
 use crate::disk::View;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::files::{Entry, FileSystem, Kind, Page, Pager, Path, buffer, root};
 use volume::{Inode, Volume};
 
@@ -182,7 +182,11 @@ impl Ext {
             let length = usize::try_from(there).map_or(rest.len(), |there| there.min(rest.len()));
             let (part, after) = rest.split_at_mut(length);
             match run.start {
-                Some(start) => self.volume.read(start, within, part)?,
+                Some(start) => match self.volume.read(start, within, part) {
+                    // What is missing of the next runs is noted as well, so that all of it is fetched at once.
+                    Err(_) if self.volume.lacks_bytes() => {}
+                    read => read?,
+                },
                 None => part.fill(0),
             }
             rest = after;
@@ -199,7 +203,6 @@ impl FileSystem for Ext {
             return Err(Error::not_a_directory(path.last()));
         }
         let mut pager = Pager::new(from, count);
-        let mut missing = None;
         self.names(&directory, |name| {
             if matches!(name.bytes, b"." | b"..") {
                 return Ok(true);
@@ -209,15 +212,12 @@ impl FileSystem for Ext {
                 let made = self.volume.inode(name.inode).and_then(|inode| self.entry(bytes.clone(), &inode));
                 match made {
                     // What is missing for the next ones is noted as well, so that all of it is fetched at once.
-                    Err(error) if self.volume.lacks_bytes() => {
-                        missing = Some(error);
-                        Ok(Entry { name: bytes, ..root() })
-                    }
+                    Err(_) if self.volume.lacks_bytes() => Ok(Entry { name: bytes, ..root() }),
                     made => made,
                 }
             })
         })?;
-        missing.map_or(Ok(pager.finish()), Err)
+        Ok(pager.finish())
     }
 
     fn stat(&mut self, path: &Path<'_>) -> Result<Entry> {
@@ -243,5 +243,5 @@ impl FileSystem for Ext {
 }
 
 fn encrypted(name: &[u8]) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("'{}' is encrypted", String::from_utf8_lossy(name)))
+    Error::unsupported(format!("'{}' is encrypted", String::from_utf8_lossy(name)))
 }
