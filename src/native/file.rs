@@ -113,10 +113,20 @@ pub struct File {
 struct Found {
     range: Range,
     is_data: bool,
-    /// Data begins here: the end of the hole found last. If others punch a hole there, it only costs a read.
-    data_at: Option<u64>,
     /// Counts changes of the file, so that what was found before one is not remembered after it.
     generation: u64,
+}
+
+/// What tells a file from every other while it exists: [`Node::identity`] of a [`File`].
+pub fn identity(metadata: &std::fs::Metadata) -> String {
+    if is_device(metadata) {
+        return std::format!("device {}", metadata.rdev());
+    }
+    std::format!("{}:{}", metadata.dev(), metadata.ino())
+}
+
+fn is_device(metadata: &std::fs::Metadata) -> bool {
+    metadata.file_type().is_block_device() || metadata.file_type().is_char_device()
 }
 
 impl File {
@@ -156,7 +166,7 @@ impl File {
         })?;
         let metadata = file.metadata().map_err(failed)?;
         check_type(&metadata, path, options.character_device)?;
-        let is_device = metadata.file_type().is_block_device() || metadata.file_type().is_char_device();
+        let is_device = is_device(&metadata);
         // Linux opens it for writing all the same, and lets the first write fail.
         if is_device && !options.read_only && device_is_read_only(&metadata) {
             return Err(Error::new(ErrorKind::PermissionDenied, "The device is not writable: Permission denied"));
@@ -443,18 +453,16 @@ impl File {
     /// Data or hole at the start of `range`.
     fn find_extent(&self, range: Range) -> Extent {
         let known = *self.found.lock();
-        let (stretch, is_data) = if known.range.start <= range.start && range.start < known.range.end() {
+        // A hole that others may fill must be looked for each time; taking a hole for data only costs a read.
+        let is_lasting = known.is_data || (self.options.locking != Locking::Off && !self.options.force_share);
+        let (stretch, is_data) = if is_lasting && known.range.start <= range.start && range.start < known.range.end() {
             (known.range, known.is_data)
         } else {
-            let (stretch, is_data) = self.seek_extent(range.start, known.data_at == Some(range.start));
-            // A hole that others may fill must be looked for each time; taking a hole for data only costs a read.
-            let keep = is_data || (self.options.locking != Locking::Off && !self.options.force_share);
+            let is_behind_hole = !known.is_data && known.range.len > 0 && known.range.end() == range.start;
+            let (stretch, is_data) = self.seek_extent(range.start, is_behind_hole);
             let mut found = self.found.lock();
             if found.generation == known.generation {
-                if keep {
-                    (found.range, found.is_data) = (stretch, is_data);
-                }
-                found.data_at = (!is_data).then_some(stretch.end());
+                *found = Found { range: stretch, is_data, ..known };
             }
             (stretch, is_data)
         };
@@ -467,23 +475,21 @@ impl File {
     }
 
     /// The stretch of data or hole that begins at or before `at`, and whether it is data. What the file system does not
-    /// tell counts as data. With `is_data` it is known that `at` is in data.
-    fn seek_extent(&self, at: u64, is_data: bool) -> (Range, bool) {
+    /// tell counts as data. Behind a hole there is data, unless others have punched another one.
+    fn seek_extent(&self, at: u64, is_behind_hole: bool) -> (Range, bool) {
         let to_end = Range::new(at, u64::MAX - at);
         let Ok(start) = i64::try_from(at) else { return (to_end, true) };
         let seek = |whence| nix::unistd::lseek(self.file.as_fd(), start, whence).map(|place| place as u64);
-        if is_data
-            && let Ok(hole) = seek(Whence::SeekHole)
-            && hole > at
-        {
-            return (Range::new(at, hole - at), true);
+        let data = || {
+            let hole = seek(Whence::SeekHole).ok().filter(|hole| *hole > at)?;
+            Some((Range::new(at, hole - at), true))
+        };
+        if is_behind_hole && let Some(found) = data() {
+            return found;
         }
         match seek(Whence::SeekData) {
-            Ok(data) if data > at => (Range::new(at, data - at), false),
-            Ok(_) => match seek(Whence::SeekHole) {
-                Ok(hole) if hole > at => (Range::new(at, hole - at), true),
-                _ => (to_end, true),
-            },
+            Ok(place) if place > at => (Range::new(at, place - at), false),
+            Ok(_) => data().unwrap_or((to_end, true)),
             // No data up to the end of the file.
             Err(nix::errno::Errno::ENXIO) => {
                 (Range::new(at, self.length.load(Ordering::Acquire).saturating_sub(at)), false)
@@ -616,8 +622,7 @@ impl Node for File {
 
     fn identity(&self) -> String {
         match self.file.metadata() {
-            Ok(metadata) if self.is_device => std::format!("device {}", metadata.rdev()),
-            Ok(metadata) => std::format!("{}:{}", metadata.dev(), metadata.ino()),
+            Ok(metadata) => identity(&metadata),
             Err(_) => self.path.clone(),
         }
     }

@@ -14,9 +14,9 @@ pub mod rebase;
 mod segments;
 
 pub use buffer::Buffer;
-pub use file::{CacheMode, File, FileOptions, Locking};
+pub use file::{CacheMode, File, FileOptions, Locking, identity};
 pub use host::{Machine, MachineClock};
 pub use keyring::Secrets;
 pub use nbd::Nbd;
-pub use opener::{FileOpener, resolve};
+pub use opener::{FileOpener, beside, resolve};
 pub use segments::{Progress, on_workers};

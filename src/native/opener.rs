@@ -118,7 +118,7 @@ pub fn resolve(name: &str, from: &str) -> Result<String> {
 }
 
 /// The path `name`, which if it is relative is relative to the file `from`.
-fn beside(name: &str, from: &str) -> String {
+pub fn beside(name: &str, from: &str) -> String {
     if Path::new(name).is_absolute() || from.is_empty() {
         return name.into();
     }

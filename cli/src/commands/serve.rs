@@ -73,8 +73,8 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
     let mut outcome = Ok(0);
     // Every image is flushed, whatever becomes of the others.
     for image in served?.images().iter().filter(|image| image.writable) {
-        if let Err(failure) = image.flush() {
-            outcome = Err(failure);
+        if let Err(error) = image.flush() {
+            outcome = Err(error.into());
         }
     }
     outcome

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use diskette::ErrorKind;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG,
@@ -15,10 +16,11 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::guard::Guard;
-use super::images::{Change, Refusal, Served};
+use super::images::{Change, Now, Refusal, Served};
 use super::page::Page;
 use super::range::{BadRange, asked, changed};
 use super::stream::{Answer, Part};
+use crate::number::MAX_OFFSET;
 
 /// Names the page that changes an image.
 const WRITER: HeaderName = HeaderName::from_static("diskette-writer");
@@ -60,7 +62,7 @@ impl Site {
             Ok(response) => response,
             Err(refusal) => {
                 let mut response = plain(refusal.status, &refusal.message);
-                response.headers_mut().insert(ERROR, HeaderValue::from_static(refusal.kind));
+                response.headers_mut().insert(ERROR, HeaderValue::from_static(refusal.kind.name()));
                 if let Some(methods) = refusal.allow {
                     response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
                 }
@@ -71,7 +73,7 @@ impl Site {
         if head_only {
             // What is not sent is not read, and its length is known all the same.
             let length = response.body().size_hint().exact().unwrap_or(0);
-            response.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+            response.headers_mut().insert(CONTENT_LENGTH, length.into());
             *response.body_mut() = Answer::Bytes(Bytes::new());
         }
         response
@@ -145,7 +147,7 @@ impl Site {
                 image.check_writer(id.as_deref())?;
                 let body = self.body(request, MAX_NUMBER_BYTES).await?;
                 let length = std::str::from_utf8(&body).ok().and_then(|text| text.parse().ok());
-                let length = length.filter(|length| i64::try_from(*length).is_ok());
+                let length = length.filter(|length| *length <= MAX_OFFSET);
                 let length = length.ok_or_else(|| bad("a length is a number below 2^63"))?;
                 change(image, id, Change::Resize(length)).await
             }
@@ -156,7 +158,7 @@ impl Site {
             }
             ("flush", &Method::POST) => {
                 image.check_writer(id.as_deref())?;
-                change(image, id, Change::Flush).await
+                flush(image).await
             }
             ("writer", &Method::POST) => {
                 let id = blocking(move || image.hand_over(id.as_deref())).await??;
@@ -164,7 +166,7 @@ impl Site {
             }
             ("writer", &Method::DELETE) => {
                 image.check_writer(id.as_deref())?;
-                let response = change(image.clone(), id.clone(), Change::Flush).await?;
+                let response = flush(image.clone()).await?;
                 image.let_go(&id.unwrap_or_default());
                 Ok(response)
             }
@@ -179,7 +181,7 @@ impl Site {
     /// What a request brings along, of a length that it says before.
     async fn body(&self, request: Request<Incoming>, limit: u64) -> Result<Bytes, Refusal> {
         let mut incoming = request.into_body();
-        let refuse = |status, message: String| Refusal::new(status, "invalid", message);
+        let refuse = |status, message: String| Refusal::new(status, ErrorKind::Invalid, message);
         let length = incoming.size_hint().exact();
         let length = length
             .ok_or_else(|| refuse(StatusCode::LENGTH_REQUIRED, "the request does not say how long it is".into()))?;
@@ -213,7 +215,7 @@ async fn part(image: Arc<Served>, request: Request<Incoming>) -> Reply {
     let is_other = |name| headers.get_all(name).iter().any(|value| *value != tag && *value != "*");
     if is_other(IF_MATCH) || is_other(IF_RANGE) {
         let message = "the file has changed since then; open it again";
-        return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, "io", message));
+        return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, ErrorKind::Io, message));
     }
     let mut response = match ranged(headers, now.length) {
         Ok(Some(range)) => {
@@ -222,11 +224,8 @@ async fn part(image: Arc<Served>, request: Request<Incoming>) -> Reply {
             response.headers_mut().insert(CONTENT_RANGE, content_range(&range, now.length)?);
             response
         }
-        Ok(None) if request.method() == Method::HEAD => {
-            let mut response = Response::new(Answer::Bytes(Bytes::new()));
-            response.headers_mut().insert(CONTENT_LENGTH, now.length.into());
-            response
-        }
+        // Of what is not sent only the length is told.
+        Ok(None) if request.method() == Method::HEAD => Response::new(Answer::Part(Part::new(image, 0..now.length))),
         Ok(None) => return Err(bad("an image is not given as a whole; ask for a range of its bytes")),
         Err(why) => out_of_range(why, now.length)?,
     };
@@ -256,7 +255,20 @@ fn asset(bytes: Bytes, kind: &'static str, headers: &HeaderMap) -> Reply {
 }
 
 async fn change(image: Arc<Served>, writer: Option<String>, change: Change) -> Reply {
-    let now = blocking(move || image.change(writer.as_deref(), &change)).await??;
+    done(&blocking(move || image.change(writer.as_deref(), &change)).await??)
+}
+
+/// Others need not wait for it.
+async fn flush(image: Arc<Served>) -> Reply {
+    let flush = move || {
+        image.flush()?;
+        image.now()
+    };
+    done(&blocking(flush).await??)
+}
+
+/// A change has been made, and this is what the file is like now.
+fn done(now: &Now) -> Reply {
     let mut response = plain(StatusCode::NO_CONTENT, "");
     response.headers_mut().remove(CONTENT_TYPE);
     response.headers_mut().insert(ETAG, HeaderValue::from_str(&now.tag).map_err(internal)?);
@@ -324,17 +336,17 @@ fn plain(status: StatusCode, text: &str) -> Response<Answer> {
 }
 
 fn bad(message: impl Into<String>) -> Refusal {
-    Refusal::new(StatusCode::BAD_REQUEST, "invalid", message)
+    Refusal::new(StatusCode::BAD_REQUEST, ErrorKind::Invalid, message)
 }
 
 fn not_found() -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "not-found", "there is nothing of that name here")
+    Refusal::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "there is nothing of that name here")
 }
 
 fn not_allowed(methods: &'static str) -> Refusal {
-    Refusal { allow: Some(methods), ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "unsupported", methods) }
+    Refusal { allow: Some(methods), ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, ErrorKind::Unsupported, methods) }
 }
 
 fn internal(error: impl std::fmt::Display) -> Refusal {
-    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "io", error.to_string())
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Io, error.to_string())
 }

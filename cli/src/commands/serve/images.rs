@@ -1,15 +1,13 @@
 //! The files that are served: what they are called, what they are like now, and who may change them.
 
-use std::fs::Metadata;
 use std::ops::Range;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use diskette::describe::NamedFile;
-use diskette::native::{File, FileOptions, resolve};
+use diskette::native::{File, FileOptions, beside, identity, resolve};
 use diskette::protocols::nbd::parse_name;
 use diskette::{Error, ErrorKind, Node, OpenOptions, Preallocation, ReadFlags, Role, WriteFlags, block_on};
 use hyper::StatusCode;
@@ -30,15 +28,14 @@ const MAX_FILES: usize = 256;
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    /// The kind, by the names of the library.
-    pub(super) kind: &'static str,
+    pub(super) kind: ErrorKind,
     pub(super) message: String,
     /// The methods that would be answered.
     pub(super) allow: Option<&'static str>,
 }
 
 impl Refusal {
-    pub(super) fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, kind: ErrorKind, message: impl Into<String>) -> Self {
         Refusal { status, kind, message: message.into(), allow: None }
     }
 }
@@ -52,7 +49,7 @@ impl From<Error> for Refusal {
             ErrorKind::Invalid | ErrorKind::TooLarge => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Refusal::new(status, error.kind().name(), explain(&error, ""))
+        Refusal::new(status, error.kind(), explain(&error, ""))
     }
 }
 
@@ -62,7 +59,6 @@ pub(super) enum Change {
     Zero(Range<u64>),
     Discard(Range<u64>),
     Resize(u64),
-    Flush,
 }
 
 /// A file that is served.
@@ -108,8 +104,7 @@ pub(super) fn open_all(args: &ServeArgs) -> Result<Vec<Arc<Served>>, Failure> {
     let mut images: Vec<Served> = Vec::new();
     let options = FileOptions { read_only: !args.writable, force_share: args.force_share, ..FileOptions::default() };
     for name in &args.files {
-        let known = std::fs::metadata(name).ok().map(|metadata| identity(&metadata));
-        if images.iter().any(|image| Some(&image.identity) == known.as_ref()) {
+        if known(&images, name).is_some() {
             continue;
         }
         let file = File::open(name, options)
@@ -169,15 +164,14 @@ fn place_of(
     let name = &named.name;
     let path = if role == Role::DataFile {
         // The name of a data file is a path, whatever it looks like.
-        Path::new(from).with_file_name("").join(name).to_string_lossy().into_owned()
+        beside(name, from)
     } else if parse_name(name).is_some() {
         return Err("it is no file".to_string());
     } else {
         resolve(name, from).map_err(|error| explain(&error, ""))?
     };
     // A file that is open for writing cannot be opened once more.
-    let known = std::fs::metadata(&path).ok().map(|metadata| identity(&metadata));
-    if let Some(place) = images.iter().position(|image| Some(&image.identity) == known.as_ref()) {
+    if let Some(place) = known(images, &path) {
         return Ok(place);
     }
     let options = FileOptions { read_only: true, force_share, ..FileOptions::default() };
@@ -187,14 +181,10 @@ fn place_of(
     Ok(images.len() - 1)
 }
 
-/// As [`Node::identity`] has it.
-fn identity(metadata: &Metadata) -> String {
-    let kind = metadata.file_type();
-    if kind.is_block_device() || kind.is_char_device() {
-        format!("device {}", metadata.rdev())
-    } else {
-        format!("{}:{}", metadata.dev(), metadata.ino())
-    }
+/// Where in the list the file is that a path leads to.
+fn known(images: &[Served], path: &str) -> Option<usize> {
+    let identity = std::fs::metadata(path).ok().map(|metadata| identity(&metadata))?;
+    images.iter().position(|image| image.identity == identity)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -241,7 +231,7 @@ impl Served {
     fn look(&self) -> Result<Now, Refusal> {
         let gone = |what: String| {
             let message = format!("'{}' {what} since it was opened; start 'diskette serve' again", self.name);
-            Refusal::new(StatusCode::GONE, "not-found", message)
+            Refusal::new(StatusCode::GONE, ErrorKind::NotFound, message)
         };
         let metadata = std::fs::metadata(&self.name).map_err(|error| gone(format!("has gone ({error})")))?;
         if identity(&metadata) != self.identity {
@@ -255,7 +245,7 @@ impl Served {
                  at the image with 'diskette check', and start 'diskette serve' again",
                 self.name
             );
-            return Err(Refusal::new(StatusCode::CONFLICT, "busy", message));
+            return Err(Refusal::new(StatusCode::CONFLICT, ErrorKind::Busy, message));
         }
         let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
         let changes = self.changes.load(Ordering::Acquire);
@@ -272,11 +262,6 @@ impl Served {
 
     /// Changes the file for the page that is its writer; the answer is what it is like then.
     pub(super) fn change(&self, writer: Option<&str>, change: &Change) -> Result<Now, Refusal> {
-        if let Change::Flush = change {
-            // Others need not wait for it.
-            block_on(self.file.flush())?;
-            return self.now();
-        }
         let _alone = lock(&self.changing);
         // What was announced by the writer may have come when another page was.
         self.check_writer(writer)?;
@@ -291,7 +276,6 @@ impl Served {
             }
             Change::Discard(range) => block_on(self.file.discard(span(range)))?,
             Change::Resize(length) => block_on(self.file.resize(*length, Preallocation::Off))?,
-            Change::Flush => {}
         }
         self.look()
     }
@@ -315,7 +299,7 @@ impl Served {
                     self.name,
                     left.as_secs() + 1
                 );
-                return Err(Refusal::new(StatusCode::CONFLICT, "busy", message));
+                return Err(Refusal::new(StatusCode::CONFLICT, ErrorKind::Busy, message));
             }
         }
         let id = secret().map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
@@ -334,11 +318,11 @@ impl Served {
             _ if !self.writable => Err(self.only_read()),
             (_, Some(_)) => {
                 let message = format!("another page has taken over '{}'; open it again", self.name);
-                Err(Refusal::new(StatusCode::CONFLICT, "busy", message))
+                Err(Refusal::new(StatusCode::CONFLICT, ErrorKind::Busy, message))
             }
             (_, None) => {
                 let message = "a change names its writer; a POST to 'writer' makes a page the writer";
-                Err(Refusal::new(StatusCode::PRECONDITION_REQUIRED, "busy", message))
+                Err(Refusal::new(StatusCode::PRECONDITION_REQUIRED, ErrorKind::Busy, message))
             }
         }
     }
@@ -349,7 +333,7 @@ impl Served {
         } else {
             "only images that are named on the command line can be changed"
         };
-        Refusal::new(StatusCode::FORBIDDEN, "read-only", format!("'{}' is only read; {why}", self.name))
+        Refusal::new(StatusCode::FORBIDDEN, ErrorKind::ReadOnly, format!("'{}' is only read; {why}", self.name))
     }
 
     /// The page will not change the file any more.
@@ -361,7 +345,7 @@ impl Served {
     }
 
     /// Everything written is where a power cut does not reach it.
-    pub(super) fn flush(&self) -> Result<(), Failure> {
-        block_on(self.file.flush()).map_err(|error| Failure::new(explain(&error, "")))
+    pub(super) fn flush(&self) -> Result<(), Error> {
+        block_on(self.file.flush())
     }
 }
