@@ -36,6 +36,7 @@ export interface Reference {
   name: string;
   format: string | null;
   role: "backing" | "data-file";
+  /** The file that names it: its address, its path, the name of a File whose name is a path, or else as it was named itself. */
   from: string;
 }
 

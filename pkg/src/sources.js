@@ -11,10 +11,12 @@ function fromBytes(bytes) {
   return { name: "memory", size: view.length, read: (offset, length) => view.subarray(offset, offset + length) };
 }
 
-/** A File or Blob. */
+/** A File or Blob. A File whose name is a path, as in a folder that was chosen, is told from others by it. */
 function fromBlob(blob) {
+  const name = blob.name ?? "blob";
   return cached({
-    name: blob.name ?? "blob",
+    name,
+    located: name.includes("/"),
     size: blob.size,
     read: async (offset, length) => new Uint8Array(await blob.slice(offset, offset + length).arrayBuffer().catch(lost)),
   });

@@ -92,6 +92,23 @@ test("a backing file is opened only when onOpen allows it", async () => {
   await assert.rejects(open(path("top.qcow2"), { onOpen: () => null }), ReferenceDeniedError);
 });
 
+test("a File whose name is a path is called by it, another one as the image calls it", async () => {
+  qemuImg("create", "-q", "-f", "qcow2", "-b", "plain.qcow2", "-F", "qcow2", path("middle.qcow2"));
+  qemuImg("create", "-q", "-f", "qcow2", "-b", "middle.qcow2", "-F", "qcow2", path("upper.qcow2"));
+  const file = (name, as) => new File([readFileSync(path(name))], as);
+  for (const [as, from] of [["folder/middle.qcow2", "folder/middle.qcow2"], ["other", "middle.qcow2"]]) {
+    const asked = [];
+    const onOpen = (reference) => {
+      asked.push(reference.from);
+      return asked.length === 1 ? file("middle.qcow2", as) : file("plain.qcow2", "plain.qcow2");
+    };
+    const image = await open(file("upper.qcow2", "upper.qcow2"), { onOpen });
+    assert.deepEqual(asked, ["upper.qcow2", from]);
+    assert.deepEqual(image.files.map(({ name }) => name), ["upper.qcow2", from, "plain.qcow2"]);
+    await image.close();
+  }
+});
+
 test("an external data file is opened through onOpen", async () => {
   qemuImg("convert", "-O", "qcow2", "-o", `data_file=${path("data.raw")}`, path("source.raw"), path("external.qcow2"));
   const image = await open(path("external.qcow2"), { onOpen: ({ name }) => name });

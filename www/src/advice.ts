@@ -12,7 +12,7 @@ const ADVICE: Record<string, string> = {
   "no-space": "The browser has no room for it. Free some space, or choose a file on another disk.",
   "read-only": "It can only be read where it comes from. Copy it to a file of this machine and choose that.",
   busy: "Somebody else has it open. Close it there and try again.",
-  locked: "Type it again in the overview. Keyboard layout and capitals matter, and so does each space.",
+  locked: "Type it again. Keyboard layout and capitals matter, and so does each space.",
   closed: "Open the image again.",
   internal: "Open the image again. If it happens each time, please tell us what image it is.",
   cancelled: "",
@@ -45,4 +45,9 @@ export function explain(error: unknown): string {
 /** Whether the bytes of the file can be looked at although it did not open. */
 export function bytesCanBeShown(kind: string, operation: string | null): boolean {
   return !blamesServer(kind, operation) && READABLE.has(kind);
+}
+
+/** Whether an image did not open because its passphrase is another one. */
+export function refusesPassphrase({ message }: { message: string }): boolean {
+  return /passw|passphrase|keyslot|key slot/i.test(message);
 }

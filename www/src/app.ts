@@ -25,6 +25,8 @@ export interface Current {
 
 export interface App {
   readonly current: Current | undefined;
+  /** What `diskette serve` has, if the page is its. */
+  readonly served: { name: string; opening: Opening }[];
   /** Shows a place. */
   go(place: Place): void;
   /** Says in the address where the user is, without moving. */

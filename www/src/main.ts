@@ -2,7 +2,7 @@
 
 import type { App, Current, Place, View, ViewName } from "./app";
 import { button, element } from "./format";
-import { adviceFor, bytesCanBeShown } from "./advice";
+import { adviceFor, bytesCanBeShown, refusesPassphrase } from "./advice";
 import { listenForImages } from "./openers";
 import { baseName } from "./paths";
 import type { Opening } from "./protocol";
@@ -38,6 +38,7 @@ const app: App = {
   get current() {
     return current;
   },
+  served: [],
   go,
   mark,
   open,
@@ -75,14 +76,16 @@ $("tabs").onkeydown = (event) => {
   tabs.get(view)?.focus();
 };
 
-function say(text: string): void {
+function say(text: string, busy = false): void {
   status.className = "";
+  status.ariaBusy = String(busy);
   status.replaceChildren(element("p", { text }));
 }
 
 function complain(error: unknown, opening?: Opening): void {
   const { message, kind = "", offset = null, operation = null } = error as Partial<InspectorError> & { message: string };
   status.className = "failed";
+  status.ariaBusy = "false";
   const lead = current ? "That did not work: " : "It could not be opened: ";
   const parts: HTMLElement[] = [element("p", {}, element("strong", { text: lead }), message)];
   const advice = adviceFor(kind, operation);
@@ -100,6 +103,8 @@ function complain(error: unknown, opening?: Opening): void {
 async function open(opening: Opening): Promise<void> {
   const turn = ++generation;
   say("Opening…");
+  // Who opened it anew from a view goes on there.
+  const within = results.contains(document.activeElement);
   results.hidden = true;
   $("choice").hidden = true;
   document.body.classList.remove("opened");
@@ -117,8 +122,7 @@ async function open(opening: Opening): Promise<void> {
     const { passphrase, ...wish } = opening.wish;
     await open({ ...opening, wish });
     const { message, kind, operation = null } = error as InspectorError;
-    const wrong = /passw|passphrase|keyslot|key slot/i.test(message);
-    return complain(wrong ? { message: `the passphrase does not open it: ${message}`, kind: "locked" } : { message, kind, operation });
+    return complain(refusesPassphrase({ message }) ? { message: `the passphrase does not open it: ${message}`, kind: "locked" } : { message, kind, operation });
   }
   results.hidden = false;
   document.body.classList.add("opened");
@@ -129,6 +133,7 @@ async function open(opening: Opening): Promise<void> {
   // A link to a place is followed once there is an image to follow it in. The next image begins at the same view.
   go(linked ? place : { view: place.view });
   linked = false;
+  if (within && !results.contains(document.activeElement)) $(`view-${place.view}`).focus({ preventScroll: true });
 }
 
 function choose(layer: number): void {
@@ -206,7 +211,7 @@ $("verdict").onclick = () => {
 
 follow();
 onCrash((error) => complain(error));
-listenForImages({ open, complain, say });
+listenForImages({ open, complain, say, serves: (images) => app.served.push(...images) });
 
 // The page is kept for use without a network; under `diskette serve`, whose addresses live as long as it does, it is not.
 const served = document.querySelector('meta[name="diskette-serve"]') !== null;

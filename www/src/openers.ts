@@ -1,6 +1,7 @@
 // The ways in which an image comes to the page: chosen, dropped, a folder, an address, the sample, or served by `diskette serve`.
 
 import { button, element, size } from "./format";
+import { atPath } from "./paths";
 import type { Given, Opening, Surveyed } from "./protocol";
 import { ask } from "./rpc";
 
@@ -9,11 +10,15 @@ const $ = <T extends HTMLElement>(id: string): T => document.getElementById(id) 
 interface Host {
   open(opening: Opening): Promise<void>;
   complain(error: unknown): void;
-  say(text: string): void;
+  /** `busy`: it is said again and again, so it is not read out. */
+  say(text: string, busy?: boolean): void;
+  /** Gets to know what is served. */
+  serves(images: { name: string; opening: Opening }[]): void;
 }
 
 /** A folder is looked into no further than this. */
 const MAX_FOLDER_FILES = 2000;
+const MAX_FOLDER_DEPTH = 16;
 
 /** What `diskette serve` says it serves. Images are numbered by their place; `named` on the command line, or else by another image. */
 interface Manifest {
@@ -33,7 +38,8 @@ interface HandleItem extends DataTransferItem {
   getAsFileSystemHandle?(): Promise<FileSystemHandle | null>;
 }
 
-const given = (files: Iterable<File>): Given[] => Array.from(files, (file) => ({ file }));
+/** Files as they were chosen: in a folder under their paths. */
+const given = (files: Iterable<File>): Given[] => Array.from(files, (file) => ({ file: atPath(file, file.webkitRelativePath) }));
 const files = (all: Given[]): Opening => ({ from: "files", files: all, wish: {} });
 
 /** What was dropped, with handles where the browser gives them. They have to be asked for before the event is over. */
@@ -47,38 +53,67 @@ async function dropped(transfer: DataTransfer): Promise<{ all: Given[]; folder: 
     const known = await handle?.catch(() => null);
     if (known?.kind === "directory") {
       folder = true;
-      all.push(...given(await filesIn(known as FileSystemDirectoryHandle)));
+      await addFolder(known as FileSystemDirectoryHandle, known.name, all);
     } else if (file) all.push(known ? { file, handle: known as FileSystemFileHandle } : { file });
   }
   return { all, folder };
 }
 
-async function filesIn(folder: FileSystemDirectoryHandle): Promise<File[]> {
-  const found: File[] = [];
+/** Takes the files of a folder and of the folders in it, with their paths. */
+async function addFolder(folder: FileSystemDirectoryHandle, path: string, all: Given[], depth = 0): Promise<void> {
   for await (const entry of folder.values()) {
-    if (found.length === MAX_FOLDER_FILES) break;
-    if (entry.kind === "file") found.push(await (entry as FileSystemFileHandle).getFile());
+    if (all.length >= MAX_FOLDER_FILES) return;
+    const inner = `${path}/${entry.name}`;
+    if (entry.kind === "directory") {
+      if (depth < MAX_FOLDER_DEPTH) await addFolder(entry as FileSystemDirectoryHandle, inner, all, depth + 1);
+    } else {
+      const handle = entry as FileSystemFileHandle;
+      all.push({ file: atPath(await handle.getFile(), inner), handle });
+    }
   }
-  return found;
 }
 
+/** Stops looking at the files of a folder. */
+let looking: AbortController | undefined;
+
 /** Of many files the user picks the image; those that it names come with it. */
-async function pick(all: Given[], host: Host): Promise<void> {
-  host.say(`Looking at ${all.length} files…`);
-  const found = await ask("survey", { files: all.slice(0, MAX_FOLDER_FILES).map(({ file }) => file) });
-  const named = new Set(found.flatMap((image) => image.named.filter((name) => name !== image.name)));
+async function pick(given: Given[], host: Host): Promise<void> {
+  looking?.abort();
+  const own = (looking = new AbortController());
+  const all = given.slice(0, MAX_FOLDER_FILES);
+  const left = given.length - all.length;
+  const beyond = left > 0 ? ` ${left.toLocaleString("en")} more in the folder were not looked at.` : "";
+  const list = $("choice");
+  list.replaceChildren(button("Stop looking", () => own.abort(), "second"));
+  list.hidden = false;
+  host.say(`Looking at ${all.length.toLocaleString("en")} files…`);
+  const found: Surveyed[] = [];
+  const part = ({ done, found: more }: { done: number; found: Surveyed[] }): void => {
+    found.push(...more);
+    if (looking === own) host.say(`Looked at ${done.toLocaleString("en")} of ${all.length.toLocaleString("en")} files.`, true);
+  };
+  try {
+    await ask("survey", { files: all.map(({ file }) => file) }, { signal: own.signal, part });
+  } catch (error) {
+    if (looking === own) list.hidden = true;
+    if (!own.signal.aborted) throw error;
+  }
+  // Something else was opened meanwhile.
+  if (looking !== own) return;
+  looking = undefined;
+  const named = new Set(found.flatMap((image) => image.named));
   const tops = found.filter(({ name }) => !named.has(name));
   const begin = (image: Surveyed): void => {
     const first = all.filter(({ file }) => file.name === image.name);
-    void host.open(files([...first, ...all.filter(({ file }) => file.name !== image.name)]));
+    void host.open({ from: "files", files: [...first, ...all.filter(({ file }) => file.name !== image.name)], ordered: true, wish: {} });
   };
-  if (tops.length === 1) return begin(tops[0] as Surveyed);
-  const list = $("choice");
-  list.hidden = false;
-  host.say(tops.length === 0 ? "None of these files is an image of a known format. Choose one by itself to look at its bytes." : "Which image?");
-  list.replaceChildren(
-    element("ul", { class: "plain" }, ...tops.map((image) => element("li", {}, button(image.name, () => begin(image), "link"), ` ${image.format}, ${size(image.virtualSize)}`))),
-  );
+  list.hidden = true;
+  if (tops.length === 1 && !own.signal.aborted) return begin(tops[0] as Surveyed);
+  const none = `None of these files is an image of a known format.${beyond} Choose one by itself to look at its bytes.`;
+  host.say(tops.length === 0 ? none : `Which image?${own.signal.aborted ? " These were found until it was stopped." : ""}${beyond}`);
+  list.hidden = tops.length === 0;
+  const line = (image: Surveyed): HTMLElement => element("li", {}, button(image.name, () => begin(image), "link"), ` ${image.format}, ${size(image.virtualSize)}`);
+  list.replaceChildren(element("ul", { class: "plain" }, ...tops.map(line)));
 }
 
 async function openSample(host: Host): Promise<void> {
@@ -99,8 +134,9 @@ async function openServed(host: Host): Promise<void> {
     references.flatMap(({ name, image }) => (image === null ? [] : [{ from: addresses[index] as string, name, url: addresses[image] as string }])),
   );
   const chosen = [...images.keys()].filter((index) => images[index]?.named);
-  const begin = (index: number): void =>
-    void host.open({ from: "url", url: addresses[index] as string, follow: false, served: { name: images[index]?.name ?? "image", writable: images[index]?.writable ?? false, beside }, wish: {} });
+  const openings = images.map(({ name, writable }, index): Opening => ({ from: "url", url: addresses[index] as string, follow: false, served: { name, writable, beside }, wish: {} }));
+  const begin = (index: number): void => void host.open(openings[index] as Opening);
+  host.serves(chosen.map((index) => ({ name: images[index]?.name ?? "", opening: openings[index] as Opening })));
   const list = $("served");
   list.hidden = chosen.length < 2;
   const items = chosen.map((index) => {
@@ -112,7 +148,15 @@ async function openServed(host: Host): Promise<void> {
 }
 
 /** Lets the user give an image in every way there is. */
-export function listenForImages(host: Host): void {
+export function listenForImages(page: Host): void {
+  const host: Host = {
+    ...page,
+    open(opening) {
+      looking?.abort();
+      looking = undefined;
+      return page.open(opening);
+    },
+  };
   const guarded = (work: Promise<void>): void => void work.catch((error: unknown) => host.complain(error));
   const fileInput = $<HTMLInputElement>("files");
   fileInput.onchange = () => {

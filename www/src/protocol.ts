@@ -32,8 +32,11 @@ export interface Served {
   beside: { from: string; name: string; url: string }[];
 }
 
-/** An image that is to be opened. `follow`: files that it names may be fetched, from the same server only. */
-export type Opening = { from: "files"; files: Given[]; wish: Wish } | { from: "url"; url: string; follow: boolean; served?: Served; wish: Wish };
+/**
+ * An image that is to be opened. `ordered`: it is the first of the files, rather than the one that no other names. `follow`:
+ * files that it names may be fetched, from the same server only.
+ */
+export type Opening = { from: "files"; files: Given[]; ordered?: boolean; wish: Wish } | { from: "url"; url: string; follow: boolean; served?: Served; wish: Wish };
 
 /** A file that an image names and that was not opened. */
 export interface Missing {
@@ -51,7 +54,7 @@ export interface Opened {
   missing: Missing[];
 }
 
-/** What is in a file among several: an image, and what it names. */
+/** What is in a file among several: an image, and which of the others it names. */
 export interface Surveyed {
   name: string;
   format: string;
@@ -66,21 +69,30 @@ export type Edit =
   /** What the image is based on, as it is named in the file; null: nothing. */
   | { kind: "set-backing"; name: string | null; format: string | null };
 
-/** Bytes of a file that become others. At its end there may be fewer after, or before. */
-export interface Change {
-  offset: number;
-  before: Uint8Array<ArrayBuffer>;
-  after: Uint8Array<ArrayBuffer>;
-}
-
-/** What an edit does to a file. */
-export interface Plan {
-  /** It puts back what an undo file kept. A file that was changed only in part will do for that. */
+/** What an edit does to a file; the worker has the bytes, under the number of the plan. */
+export interface PlanInfo {
+  plan: number;
+  /** It puts back what an undo file kept. */
   undo: boolean;
   name: string;
   sizeBefore: number;
   sizeAfter: number;
-  changes: Change[];
+  /** How many places change, and how many bytes there are in them. */
+  places: number;
+  bytes: number;
+}
+
+/** Some of the bytes that are at a place, and how many there are of them. */
+export interface Side {
+  bytes: Uint8Array<ArrayBuffer>;
+  length: number;
+}
+
+/** A place that changes. At the end of a file there may be fewer bytes after, or before. */
+export interface Change {
+  offset: number;
+  before: Side;
+  after: Side;
 }
 
 /** How two disks compare. */
@@ -103,8 +115,8 @@ interface Question<Ask, Reply, Part = never> {
 
 export interface Ops {
   open: Question<Opening, Opened>;
-  /** Looks into files without opening any for good; what is no image of a known format is left out. */
-  survey: Question<{ files: File[] }, Surveyed[]>;
+  /** Looks into files without opening any for good, and tells how far it is; what is no image of a known format is left out. */
+  survey: Question<{ files: File[] }, null, { done: number; found: Surveyed[] }>;
   map: Question<null, { complete: boolean }, MapPage>;
   check: Question<null, CheckReport>;
   read: Question<{ space: Space; offset: number; length: number }, Uint8Array<ArrayBuffer>>;
@@ -134,11 +146,15 @@ export interface Ops {
   convert: Question<{ handle: FileSystemFileHandle | null; job: number; options: ConvertOptions }, File | null, Progress>;
   pause: Question<{ job: number; paused: boolean }, null>;
   /** What an edit would change. */
-  "plan-edit": Question<{ edit: Edit }, Plan>;
-  /** Whether a plan is for the image that is open; fails if it is not. */
-  "check-plan": Question<{ plan: Plan }, null>;
+  "plan-edit": Question<{ edit: Edit }, PlanInfo>;
+  /** What an undo file of the image that is open would put back. */
+  "plan-undo": Question<{ file: File }, PlanInfo>;
+  /** Some of the places that a plan changes; of each, so many bytes after the first ones that are skipped. */
+  "plan-places": Question<{ plan: number; from: number; count: number; skip: number; bytes: number }, Change[]>;
+  /** The undo file of a plan into one that was picked, or else as something to download. */
+  "save-undo": Question<{ plan: number; handle: FileSystemFileHandle | null }, Blob | null>;
   /** Changes a file that was picked, or else the one that `diskette serve` has at an address. */
-  "apply-edit": Question<{ to: { handle: FileSystemFileHandle } | { url: string }; plan: Plan }, null>;
+  "apply-edit": Question<{ to: { handle: FileSystemFileHandle } | { url: string }; plan: number }, null>;
 }
 
 export type Op = keyof Ops;

@@ -75,6 +75,13 @@ async function openFile(page, ...names) {
 }
 
 
+/** Saves the undo file of what is previewed; the file pickers give one of the browser's own storage. */
+async function saveUndo(page, name) {
+  await page.click("#edit-undo");
+  await told(page, "edit-status", /\.undo\.json is saved/);
+  return stored(page, `${name}.undo.json`);
+}
+
 /** Waits for a text in an element; the pattern travels as source, for the page forbids eval. */
 async function told(page, id, pattern) {
   for (const end = Date.now() + 30_000; Date.now() < end; await new Promise((resolve) => setTimeout(resolve, 30))) {
@@ -155,6 +162,32 @@ test("two disks are compared byte by byte, whatever they are stored as", async (
   await until(page, () => [...document.querySelectorAll("#view-compare .rows")].map((rows) => rows.querySelector(".marked")?.textContent).join() === "42,46");
   await shoot(page, "compare.png");
   await assertAccessible(page);
+  await page.fill("#compare-url", `${base}images/other.raw`);
+  await page.getByRole("button", { name: "Compare", exact: true }).click();
+  await told(page, "compare-summary", /2 places differ, 64 KiB in all/);
+  await page.fill("#compare-url", `${base}images/none.raw`);
+  await page.getByRole("button", { name: "Compare", exact: true }).click();
+  await told(page, "compare-summary", /404 Not Found/);
+  await page.close();
+});
+
+test("an encrypted disk is compared once its passphrase is given", async () => {
+  const page = await fresh();
+  const secret = ["--object", "secret,id=s,data=correct"];
+  qemuImg("create", "-q", "-f", "luks", ...secret, "-o", "key-secret=s,iter-time=10", path("secret.luks"), "64M");
+  qemuImg("convert", "-n", "-f", "raw", "--target-image-opts", ...secret, path("other.raw"), `driver=luks,key-secret=s,file.filename=${path("secret.luks")}`);
+  await openFile(page, "work.qcow2");
+  await view(page, "Compare");
+  await page.setInputFiles("#compare-files", path("secret.luks"));
+  await told(page, "compare-summary", /secret\.luks is encrypted: its passphrase is needed/);
+  await assertAccessible(page);
+  await page.getByLabel("Passphrase of the other image").fill("wrong");
+  await page.getByRole("button", { name: "Unlock and compare" }).click();
+  await until(page, () => document.querySelector("#compare-summary").classList.contains("bad"));
+  await page.getByLabel("Passphrase of the other image").fill("correct");
+  await page.getByRole("button", { name: "Unlock and compare" }).click();
+  await told(page, "compare-summary", /2 places differ, 64 KiB in all/);
+  assert.ok(await page.isHidden("#compare-unlock"));
   await page.close();
 });
 
@@ -201,6 +234,7 @@ test("a copy is paused, goes on, and is cancelled without a trace", async () => 
   await page.selectOption("#convert-format", "compressed");
   await page.click("#convert-begin");
   await told(page, "convert-status", /MiB of/);
+  assert.equal(await page.getAttribute("#convert-status", "aria-busy"), "true", "progress is not read out");
   await page.getByRole("button", { name: "Pause" }).click();
   await told(page, "convert-status", /paused/);
   const still = async () => /([\d.]+ \w+) of/.exec(await page.textContent("#convert-status"))?.[1];
@@ -220,6 +254,7 @@ test("a copy is paused, goes on, and is cancelled without a trace", async () => 
   await told(page, "convert-status", /paused/);
   await page.getByRole("button", { name: "Cancel" }).click();
   await told(page, "convert-status", /Cancelled/);
+  assert.equal(await page.getAttribute("#convert-status", "aria-busy"), "false");
   assert.ok(await page.isEnabled("#convert-begin"));
   assert.equal((await stored(page, "kept")).toString(), "what was there");
   await page.close();
@@ -237,8 +272,7 @@ test("a repair of leaks shows every byte first, keeps an undo file, and can be u
   assert.ok(await page.isDisabled("#edit-apply"), "nothing is written without an undo file");
   await shoot(page, "preview.png");
   await assertAccessible(page);
-  const [download] = await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
-  await download.saveAs(path("leaky.undo.json"));
+  writeFileSync(path("leaky.undo.json"), await saveUndo(page, "leaky.qcow2"));
   assert.deepEqual(await stored(page, "leaky.qcow2"), before);
   await page.evaluate(() => globalThis.picks.push("leaky.qcow2"));
   await page.click("#edit-apply");
@@ -279,7 +313,7 @@ test("a snapshot is deleted in the file, and nothing if the file changed meanwhi
   await view(page, "Edit");
   await page.locator(".edit", { hasText: "first" }).getByRole("button", { name: "Delete…" }).click();
   await page.waitForSelector("#preview table");
-  await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
+  await saveUndo(page, "work.qcow2");
   const other = Buffer.from(before);
   other.writeUInt8(other.readUInt8(before.length - 1) ^ 1, before.length - 1);
   other.writeUInt32BE(1, 60);
@@ -311,7 +345,7 @@ test("the name of a backing file is changed in the header", async () => {
   await page.fill("#backing-format", "raw");
   await page.getByRole("button", { name: "Change the name…" }).click();
   await page.waitForSelector("#preview table");
-  await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
+  await saveUndo(page, "based.qcow2");
   await page.evaluate(() => globalThis.picks.push("based.qcow2"));
   await page.click("#edit-apply");
   await told(page, "edit-status", /was changed/);
@@ -440,6 +474,7 @@ test("an encrypted disk is unlocked with its passphrase, and a wrong one says so
   await page.fill(".unlock input", "correct");
   await page.getByRole("button", { name: "Unlock" }).click();
   await opened(page);
+  assert.equal(await page.evaluate(() => document.activeElement.id), "view-overview", "who unlocks it goes on there");
   await view(page, "Data");
   await page.selectOption("#view-data select", { index: 1 });
   await page.fill("#view-data hex-view input", "0x100000");
@@ -457,13 +492,59 @@ test("of a folder the image is picked, with what it names", async () => {
   writeFileSync(path("folder/notes.txt"), "nothing of interest");
   await page.setInputFiles("#folder", path("folder"));
   await opened(page);
-  assert.equal(await page.textContent("#title"), "top.qcow2");
+  assert.equal(await page.textContent("#title"), "folder/top.qcow2");
   assert.equal(await page.locator("#chain button").count(), 2);
   qemuImg("create", "-q", "-f", "qcow2", path("folder/alone.qcow2"), "8M");
   await page.setInputFiles("#folder", path("folder"));
-  await page.waitForSelector("#choice button");
-  await page.getByRole("button", { name: "alone.qcow2" }).click();
-  await until(page, () => document.querySelector("#title").textContent === "alone.qcow2");
+  await page.getByRole("button", { name: "folder/alone.qcow2" }).click();
+  await until(page, () => document.querySelector("#title").textContent === "folder/alone.qcow2");
+  await page.close();
+});
+
+/** Two machines, each with a `top.qcow2` over `base/middle.qcow2` over `base/base.qcow2`. */
+function makeMachines(name) {
+  for (const [machine, byte] of [["red", 0x52], ["blue", 0x42]]) {
+    const folder = path(`${name}/${machine}`);
+    mkdirSync(`${folder}/base`, { recursive: true });
+    qemuImg("create", "-q", "-f", "qcow2", `${folder}/base/base.qcow2`, "8M");
+    execFileSync("qemu-io", ["-c", `write -P ${byte} 1M 64k`, `${folder}/base/base.qcow2`]);
+    execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "middle.qcow2"], { cwd: `${folder}/base` });
+    execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "base/middle.qcow2", "-F", "qcow2", "top.qcow2"], { cwd: folder });
+  }
+}
+
+test("files of the same name in a folder are told apart by where they are", async () => {
+  const page = await fresh();
+  makeMachines("machines");
+  for (const [machine, text] of [["red", "RRRR"], ["blue", "BBBB"]]) {
+    await page.setInputFiles("#folder", path("machines"));
+    await page.getByRole("button", { name: `machines/${machine}/top.qcow2` }).click();
+    await until(page, new Function(`return document.querySelector("#title").textContent === "machines/${machine}/top.qcow2"`));
+    await opened(page);
+    assert.equal(await page.getAttribute("#chain li:nth-child(3) button", "title"), `machines/${machine}/base/base.qcow2`);
+    await view(page, "Data");
+    await page.selectOption("#view-data select", { label: "Disk of 8 MiB" });
+    await page.fill("#view-data hex-view input", "0x100000");
+    await page.press("#view-data hex-view input", "Enter");
+    await until(page, new Function(`return document.querySelector("#view-data .rows").textContent.includes("${text}")`));
+  }
+  await page.close();
+});
+
+test("looking into a folder can be stopped, and what was found until then is there", async () => {
+  const page = await fresh();
+  makeMachines("many");
+  for (let index = 0; index < 500; index++) writeFileSync(path(`many/note-${index}`), "nothing of interest");
+  await page.setInputFiles("#folder", path("many"));
+  await page.getByRole("button", { name: "Stop looking" }).click();
+  await told(page, "status", /until it was stopped|None of these/);
+  assert.equal(await page.getByRole("button", { name: "Stop looking" }).count(), 0);
+  // Something else that is opened stops it as well.
+  await page.setInputFiles("#folder", path("many"));
+  await page.click("#sample");
+  await opened(page);
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  assert.match(await page.textContent("#title"), /sample/);
   await page.close();
 });
 

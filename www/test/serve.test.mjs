@@ -14,6 +14,8 @@ const DISKETTE = process.env.DISKETTE ?? new URL("../../target/debug/diskette", 
 setUp(() => {
   execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", path("base.qcow2"), "16M"]);
   execFileSync("qemu-io", ["-c", "write -P 0x41 1M 64k", path("base.qcow2")]);
+  copyFileSync(path("base.qcow2"), path("copy.qcow2"));
+  execFileSync("qemu-io", ["-c", "write -P 0x43 1M 64k", path("copy.qcow2")]);
   execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", path("top.qcow2")]);
   execFileSync("qemu-io", ["-c", "write -P 0x42 2M 64k", path("top.qcow2")]);
   execFileSync("qemu-img", ["snapshot", "-c", "before", path("top.qcow2")]);
@@ -34,6 +36,8 @@ async function serve(context, ...args) {
 
 async function visit(address) {
   const page = await context.newPage();
+  // As in browsers that cannot write to files that are picked.
+  await page.addInitScript(() => delete globalThis.showSaveFilePicker);
   page.problems = [];
   page.on("pageerror", (error) => page.problems.push(String(error)));
   page.on("console", (message) => message.type() === "error" && page.problems.push(message.text()));
@@ -57,6 +61,17 @@ test("what is served is open at once, with the files that it names, and only rea
   assert.match(await page.textContent("#edits"), /served to be read only\. Start diskette serve with --writable/);
   assert.equal(await page.evaluate(async () => (await navigator.serviceWorker.getRegistrations()).length), 0);
   await shoot(page, "served.png");
+  await assertAccessible(page);
+  await page.close();
+});
+
+test("what else is served is a click away from a comparison", async (t) => {
+  const { address } = await serve(t, path("base.qcow2"), path("copy.qcow2"));
+  const page = await visit(address);
+  await view(page, "Compare");
+  assert.deepEqual(await page.locator("#compare-served button").allTextContents(), [path("copy.qcow2")]);
+  await page.click("#compare-served button");
+  await until(page, () => /1 place differs, 64 KiB in all/.test(document.querySelector("#compare-summary").textContent));
   await assertAccessible(page);
   await page.close();
 });

@@ -1,15 +1,15 @@
 // Two images side by side: whether their disks hold the same bytes, and where not.
 
 import { type App, type Current, type View } from "../app";
-import { explain } from "../advice";
+import { explain, refusesPassphrase } from "../advice";
 import { button, element, exactly, offset, percent, size } from "../format";
 import { baseName } from "../paths";
-import type { Comparison } from "../protocol";
-import { ask } from "../rpc";
+import type { Comparison, Opening } from "../protocol";
+import { type InspectorError, ask } from "../rpc";
 import { HexView } from "../widgets/hex-view";
 import { MapView, type Picture } from "../widgets/map-view";
 import { Runs } from "../widgets/runs";
-import { named } from "./panel";
+import { named, statusLine } from "./panel";
 
 const KINDS = [
   { name: "different", meaning: "the two disks hold different bytes here" },
@@ -52,8 +52,7 @@ class Differences extends Runs implements Picture {
 }
 
 export function compareView(app: App): View {
-  const say = named("compare-summary", element("p"));
-  say.setAttribute("role", "status");
+  const say = statusLine("compare-summary");
   const input = named("compare-files", element("input"));
   input.type = "file";
   input.multiple = true;
@@ -88,14 +87,14 @@ export function compareView(app: App): View {
     const own = shown.opened.info.virtualSize;
     const sizes = own === other ? "" : ` The disks are of different sizes: ${exactly(own)} and ${exactly(other)}; what only one has is compared with zeroes.`;
     const absent = missing.length > 0 ? ` ${missing.map((file) => file.name).join(", ")} is missing.` : "";
-    say.className = differing === 0 ? "good" : "";
-    say.textContent =
-      differing === 0
-        ? `Every byte of the disk is alike in ${baseName(name)}.${sizes}${absent}`
-        : `${count.toLocaleString("en")} ${count === 1 ? "place differs" : "places differ"}, ${size(differing)} in all (${percent(differing, Math.max(own, other))}).${sizes}${absent}`;
+    const places = `${count.toLocaleString("en")} ${count === 1 ? "place differs" : "places differ"}, ${size(differing)} in all (${percent(differing, Math.max(own, other))})`;
+    if (differing === 0) say.tell(`Every byte of the disk is alike in ${baseName(name)}.${sizes}${absent}`, "good");
+    else say.tell(`${places}.${sizes}${absent}`);
   }
 
-  async function compare(shown: Current, files: File[]): Promise<void> {
+  async function compare(shown: Current, opening: Opening): Promise<void> {
+    asked = opening;
+    unlock.hidden = true;
     running?.abort();
     const own = (running = new AbortController());
     const begin = (other: number): void => {
@@ -106,9 +105,9 @@ export function compareView(app: App): View {
     list.replaceChildren();
     outcome.hidden = true;
     stop.hidden = false;
-    [say.textContent, say.className] = ["Comparing…", ""];
+    say.tell("Comparing…");
     try {
-      const result = await ask("compare", { opening: { from: "files", files: files.map((file) => ({ file })), wish: {} } }, {
+      const result = await ask("compare", { opening }, {
         signal: own.signal,
         part({ done, total, ranges }) {
           if (app.current !== shown || running !== own) return;
@@ -120,7 +119,7 @@ export function compareView(app: App): View {
           }
           picture.update();
           outcome.hidden = false;
-          say.textContent = `Compared ${size(done)} of ${size(total)}.`;
+          say.progress(`Compared ${size(done)} of ${size(total)}.`);
         },
       });
       if (app.current !== shown || running !== own) return;
@@ -134,25 +133,56 @@ export function compareView(app: App): View {
       (list.querySelector("button") as HTMLButtonElement | null)?.click();
     } catch (error) {
       if (running !== own) return;
-      [say.textContent, say.className] = [own.signal.aborted ? "Stopped." : explain(error), own.signal.aborted ? "" : "bad"];
+      const { kind, message } = error as InspectorError;
+      unlock.hidden = kind !== "locked" && !(opening.wish.passphrase && refusesPassphrase({ message }));
+      if (!unlock.hidden && kind === "locked") return say.tell(message);
+      say.tell(own.signal.aborted ? "Stopped." : explain(error), own.signal.aborted ? "" : "bad");
     } finally {
       if (running === own) stop.hidden = true;
     }
   }
 
-  input.onchange = () => {
-    if (app.current && input.files?.length) void compare(app.current, [...input.files]);
+  /** The other image as it was asked for last. */
+  let asked: Opening | undefined;
+  const begin = (opening: Opening): void => {
+    if (app.current) void compare(app.current, opening);
   };
+
+  input.onchange = () => {
+    if (input.files?.length) begin({ from: "files", files: Array.from(input.files, (file) => ({ file })), wish: {} });
+    // The same files can be chosen again: they may have changed.
+    input.value = "";
+  };
+  const url = named("compare-url", element("input"));
+  [url.type, url.required, url.placeholder, url.spellcheck, url.autocomplete] = ["url", true, "https://…/disk.qcow2", false, "off"];
+  const there = element("form", { class: "bar" }, element("label", { text: "or at the address " }, url), element("button", { text: "Compare" }));
+  there.onsubmit = (event) => {
+    event.preventDefault();
+    begin({ from: "url", url: url.value.trim(), follow: false, wish: {} });
+  };
+  const served = named("compare-served", element("div", { class: "bar" }));
+  const passphrase = element("input");
+  [passphrase.type, passphrase.autocomplete, passphrase.placeholder, passphrase.ariaLabel] = ["password", "off", "Passphrase", "Passphrase of the other image"];
+  const unlock = named("compare-unlock", element("form", { class: "bar" }, passphrase, element("button", { text: "Unlock and compare" })));
+  unlock.onsubmit = (event) => {
+    event.preventDefault();
+    if (asked && passphrase.value !== "") begin({ ...asked, wish: { ...asked.wish, passphrase: passphrase.value } });
+  };
+
   const label = element("label", { text: "Compare this disk with the one in " }, input);
   return {
     name: "compare",
     title: "Compare",
-    element: element("div", {}, element("section", {}, element("p", {}, label, " ", stop), say), outcome),
-    opened() {
+    element: element("div", {}, element("section", {}, element("div", { class: "bar" }, label, stop), there, served, unlock, say.element), outcome),
+    opened({ opening }) {
       running?.abort();
-      running = undefined;
-      [say.textContent, say.className, input.value] = ["Choose an image, together with the backing files it names. Any two formats will do.", "quiet", ""];
-      outcome.hidden = stop.hidden = true;
+      running = asked = undefined;
+      [input.value, passphrase.value] = ["", ""];
+      say.tell("Choose an image, together with the backing files it names. Any two formats will do.", "quiet");
+      outcome.hidden = stop.hidden = unlock.hidden = true;
+      const others = app.served.filter((image) => !(opening.from === "url" && image.opening.from === "url" && image.opening.url === opening.url));
+      served.hidden = others.length === 0;
+      served.replaceChildren("Also served here:", ...others.map((image) => button(image.name, () => begin(image.opening), "link")));
     },
   };
 }

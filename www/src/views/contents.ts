@@ -7,7 +7,7 @@ import { button, element, exactly, hex, offset, size } from "../format";
 import { baseName, decodePath, encodePath } from "../paths";
 import { ask } from "../rpc";
 import { askWhere, saveTo, tooLarge } from "../saving";
-import { fill, named, section } from "./panel";
+import { fill, named, section, statusLine } from "./panel";
 
 /** Entries of a directory that are asked for at once. */
 const PAGE = 200;
@@ -62,8 +62,7 @@ export function contentsView(app: App): View {
   way.ariaLabel = "Place in the file system";
   const entries = named("entries", element("tbody"));
   const more = button("Show more", () => void list(false), "second");
-  const say = named("contents-status", element("p", { class: "caption" }));
-  say.setAttribute("role", "status");
+  const say = statusLine("contents-status", "caption");
   const preview = named("file", element("section", {}));
   const head = (...texts: string[]): HTMLElement =>
     element("thead", {}, element("tr", {}, ...texts.map((text) => Object.assign(element("th", { text }), { scope: "col" }))));
@@ -74,7 +73,7 @@ export function contentsView(app: App): View {
     scroll.ariaLabel = label;
     return scroll;
   };
-  const browser = element("section", {}, way, table(head("Name", "Size", "Modified (UTC)", "Rights"), entries, "Files"), more, say);
+  const browser = element("section", {}, way, table(head("Name", "Size", "Modified (UTC)", "Rights"), entries, "Files"), more, say.element);
   const divided = section("Partitions", about, notes, table(head("No.", "What", "Begins", "Size", "File system"), volumes, "Partitions"));
 
   let layout: Promise<Layout> | undefined;
@@ -136,7 +135,7 @@ export function contentsView(app: App): View {
       listed = 0;
       entries.replaceChildren();
     }
-    say.textContent = "Reading…";
+    say.tell("Reading…");
     more.hidden = true;
     try {
       const page = await ask("list", { volume, path, from: listed, count: PAGE });
@@ -144,9 +143,9 @@ export function contentsView(app: App): View {
       listed += page.entries.length;
       entries.append(...page.entries.map(row));
       more.hidden = !page.more;
-      say.textContent = listed === 0 ? "The directory is empty." : `${listed.toLocaleString("en")} entries${page.more ? " so far" : ""}.`;
+      say.tell(listed === 0 ? "The directory is empty." : `${listed.toLocaleString("en")} entries${page.more ? " so far" : ""}.`);
     } catch (error) {
-      if (own === turn) say.textContent = explain(error);
+      if (own === turn) say.tell(explain(error));
     }
   }
 
@@ -200,17 +199,17 @@ export function contentsView(app: App): View {
   }
 
   async function store(entry: Entry, inner: Path): Promise<void> {
-    say.textContent = tooLarge(entry.size);
-    if (say.textContent !== "") return;
+    const obstacle = tooLarge(entry.size);
+    if (obstacle !== "") return say.tell(obstacle);
     const [shown, from] = [app.current, volume];
     try {
       const where = await askWhere(baseName(entry.name));
       if (!where || app.current !== shown) return;
-      const part = (done: number): void => void (say.textContent = `Saved ${size(done)} of ${size(entry.size)}.`);
+      const part = (done: number): void => say.progress(`Saved ${size(done)} of ${size(entry.size)}.`);
       await saveTo(where, (handle) => ask("save-file", { volume: from, path: inner, size: entry.size, handle }, { part }));
-      say.textContent = `${entry.name} is saved.`;
+      say.tell(`${entry.name} is saved.`);
     } catch (error) {
-      say.textContent = `${entry.name} was not saved: ${explain(error)}`;
+      say.tell(`${entry.name} was not saved: ${explain(error)}`);
     }
   }
 

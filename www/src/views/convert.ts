@@ -9,7 +9,7 @@ import { baseName } from "../paths";
 import type { ConvertOptions } from "../protocol";
 import { ask } from "../rpc";
 import { askWhere, canPick, saveTo } from "../saving";
-import { named, section } from "./panel";
+import { named, section, statusLine } from "./panel";
 
 let jobs = 0;
 
@@ -37,8 +37,7 @@ export function convertView(app: App): View {
     ["0.10", "2 (every QEMU)"],
   ]);
   const about = element("p", { class: "quiet" });
-  const say = named("convert-status", element("p"));
-  say.setAttribute("role", "status");
+  const say = statusLine("convert-status");
   const bar = element("progress");
   bar.max = 1;
   bar.ariaLabel = "Progress";
@@ -77,20 +76,21 @@ export function convertView(app: App): View {
     if (!where || app.current !== shown || running) return;
     const own = (running = { job: ++jobs, stop: new AbortController(), paused: false });
     show(true);
-    [say.textContent, say.className, bar.value] = ["Copying…", "", 0];
+    say.tell("Copying…");
+    bar.value = 0;
     const begun = performance.now();
     try {
       const part = ({ done, total }: Progress): void => {
         bar.value = total > 0 ? done / total : 1;
-        say.textContent = `${size(done)} of ${size(total)}${own.paused ? ", paused" : ""}`;
+        say.progress(`${size(done)} of ${size(total)}${own.paused ? ", paused" : ""}`);
       };
       await saveTo(where, (handle) => ask("convert", { handle, job: own.job, options: chosen }, { signal: own.stop.signal, part }));
       const seconds = Math.max(0.1, (performance.now() - begun) / 1000);
-      [say.textContent, say.className] = [`${"download" in where ? where.download : where.handle.name} is complete (${seconds.toFixed(1)} s).`, "good"];
+      say.tell(`${"download" in where ? where.download : where.handle.name} is complete (${seconds.toFixed(1)} s).`, "good");
     } catch (error) {
       const stopped = own.stop.signal.aborted;
       if (app.current !== shown) return;
-      [say.textContent, say.className] = [stopped ? "Cancelled. What was copied so far is not kept." : `Not copied: ${explain(error)}`, stopped ? "" : "bad"];
+      say.tell(stopped ? "Cancelled. What was copied so far is not kept." : `Not copied: ${explain(error)}`, stopped ? "" : "bad");
     } finally {
       running = undefined;
       show(false);
@@ -115,16 +115,16 @@ export function convertView(app: App): View {
   return {
     name: "convert",
     title: "Convert",
-    element: element("div", {}, section("Save the disk as another image", about, element("div", { class: "fields" }, format.field, cluster.field, compat.field), element("div", { class: "bar" }, begin, pause, cancel), bar, say)),
+    element: element("div", {}, section("Save the disk as another image", about, element("div", { class: "fields" }, format.field, cluster.field, compat.field), element("div", { class: "bar" }, begin, pause, cancel), bar, say.element)),
     opened(current) {
       running?.stop.abort();
       const { opened, opening } = current;
       const { missing, locked } = obstacles(current);
       allow(current);
-      [say.textContent, say.className] = ["", ""];
+      say.tell("");
       const seen = opening.wish.snapshot ? "the disk as it was at the snapshot" : "the disk as the guest sees it";
       const alone = opened.info.chain.length > 1 ? ", with what its backing files hold" : "";
-      const place = canPick ? "It is written as it is read, and takes the file's place when it is complete." : "This browser cannot write to a file directly: the copy is put together in its own storage and then downloaded.";
+      const place = canPick ? "Choose a new name: the browser empties a file that is chosen, be it the image itself. The copy is written as the image is read, and is in its place when it is complete." : "This browser cannot write to a file directly: the copy is put together in its own storage and then downloaded.";
       about.textContent = missing
         ? "Files that the image names are missing; without them the copy would not be complete."
         : locked

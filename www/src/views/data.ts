@@ -7,7 +7,7 @@ import { baseName } from "../paths";
 import { ask } from "../rpc";
 import { askWhere, saveTo, tooLarge } from "../saving";
 import { HexView } from "../widgets/hex-view";
-import { named } from "./panel";
+import { named, statusLine } from "./panel";
 
 /** The bytes that a search text stands for: `0x` and digits, or the text in UTF-8. */
 export function needleOf(text: string): Uint8Array | string {
@@ -19,8 +19,7 @@ export function needleOf(text: string): Uint8Array | string {
 
 export function dataView(app: App): View {
   const bytes = new HexView();
-  const say = named("data-status", element("p", { class: "caption" }));
-  say.setAttribute("role", "status");
+  const say = statusLine("data-status", "caption");
   const text = named("search", element("input"));
   text.type = "search";
   text.placeholder = "text, or 0x51 46 49 fb";
@@ -35,35 +34,34 @@ export function dataView(app: App): View {
   async function search(next: boolean): Promise<void> {
     const needle = needleOf(text.value);
     if (typeof needle === "string" || needle.length === 0) {
-      say.textContent = typeof needle === "string" ? needle : "Type what to search for.";
-      return;
+      return say.tell(typeof needle === "string" ? needle : "Type what to search for.");
     }
     const { space, size: total } = bytes.space;
     const from = Math.min(total, next ? bytes.selection.offset + 1 : 0);
     await work(`Searching ${spaceName()}…`, async (signal) => {
       const found = await ask("search", { space, from, bytes: needle }, { signal, part: (at) => progress("searched", at, total) });
-      if (found === null) say.textContent = next && from > 0 ? "Not found from here to the end." : "Not found.";
+      if (found === null) say.tell(next && from > 0 ? "Not found from here to the end." : "Not found.");
       else {
         app.go({ view: "data", space, at: found, length: needle.length });
-        say.textContent = `Found at ${offset(found)}.`;
+        say.tell(`Found at ${offset(found)}.`);
       }
     });
   }
 
   function progress(what: string, at: number, total: number): void {
-    say.textContent = `${what} ${size(at)} of ${size(total)}`;
+    say.progress(`${what} ${size(at)} of ${size(total)}`);
   }
 
   /** One thing at a time, which the user can stop. */
   async function work(about: string, act: (signal: AbortSignal) => Promise<void>): Promise<void> {
     running?.abort();
     const own = (running = new AbortController());
-    say.textContent = about;
+    say.tell(about);
     stop.hidden = false;
     try {
       await act(own.signal);
     } catch (error) {
-      if (running === own) say.textContent = own.signal.aborted ? "Stopped." : explain(error);
+      if (running === own) say.tell(own.signal.aborted ? "Stopped." : explain(error));
     } finally {
       if (running === own) stop.hidden = true;
     }
@@ -72,9 +70,9 @@ export function dataView(app: App): View {
   async function copy(as: "hex" | "text"): Promise<void> {
     try {
       const count = await bytes.copy(as);
-      say.textContent = `${exactly(count)} copied${count < bytes.selection.length ? ", the most that is copied at once" : ""}.`;
+      say.tell(`${exactly(count)} copied${count < bytes.selection.length ? ", the most that is copied at once" : ""}.`);
     } catch (error) {
-      say.textContent = `Nothing was copied: ${explain(error)}`;
+      say.tell(`Nothing was copied: ${explain(error)}`);
     }
   }
 
@@ -87,18 +85,17 @@ export function dataView(app: App): View {
     const { space, size: total } = bytes.space;
     const [at, length] = [wholeNumber(first.value), wholeNumber(last.value)];
     if (at === undefined || !length || at + length > total) {
-      say.textContent = `A start and a number of bytes within ${exactly(total)}, in decimal or with 0x.`;
-      return;
+      return say.tell(`A start and a number of bytes within ${exactly(total)}, in decimal or with 0x.`);
     }
-    say.textContent = tooLarge(length);
-    if (say.textContent !== "") return;
+    const obstacle = tooLarge(length);
+    if (obstacle !== "") return say.tell(obstacle);
     const name = `${baseName(app.current?.opened.name ?? "disk")}-${offset(at)}-${length}.bin`;
     const where = await askWhere(name);
     if (!where) return;
     await work("Exporting…", async (signal) => {
       const part = (done: number): void => progress("exported", done, length);
       await saveTo(where, (handle) => ask("export", { space, offset: at, length, handle }, { signal, part }));
-      say.textContent = `${exactly(length)} exported.`;
+      say.tell(`${exactly(length)} exported.`);
     });
   }
 
@@ -124,10 +121,11 @@ export function dataView(app: App): View {
   return {
     name: "data",
     title: "Data",
-    element: element("div", {}, element("section", {}, bytes, form, copying, say)),
+    element: element("div", {}, element("section", {}, bytes, form, copying, say.element)),
     opened(current) {
       running?.abort();
-      [say.textContent, first.value, last.value] = ["", "0", "512"];
+      say.tell("");
+      [first.value, last.value] = ["0", "512"];
       const { info, files } = current.opened;
       const spaces = files.map(({ name, size: total }, index) => ({ space: index, label: baseName(name), size: total }));
       const disk = { space: "disk" as const, label: `Disk of ${size(info.virtualSize)}`, size: info.virtualSize };

@@ -3,17 +3,17 @@
 import { type App, type Current, type View } from "../app";
 import { explain } from "../advice";
 import { button, element, exactly, hex, offset } from "../format";
-import { baseName } from "../paths";
-import type { Edit, Given, Opening, Plan } from "../protocol";
+import { atPath } from "../paths";
+import type { Change, Edit, Given, Opening, PlanInfo, Side } from "../protocol";
 import { ask } from "../rpc";
-import { download } from "../saving";
-import { MAX_UNDO_BYTES, fromUndoFile, toUndoFile } from "../undo";
-import { named, section } from "./panel";
+import { askWhere, saveTo } from "../saving";
+import { named, section, statusLine } from "./panel";
 
 /** Places shown at once; more of them when that is wanted. */
 const SHOWN = 200;
-/** Of more bytes the beginning is shown, and the rest when that is wanted. */
+/** Of more bytes the beginning is shown, and so many more each time when that is wanted. */
 const BYTES_SHOWN = 32;
+const BYTES_MORE = 4096;
 
 interface OpenPicker {
   showOpenFilePicker(options: { multiple: false }): Promise<[FileSystemFileHandle]>;
@@ -33,78 +33,120 @@ function obstacle({ opening }: Current): string {
 
 export function editView(app: App): View {
   const acts = named("edits", element("div", { class: "edits" }));
-  const say = named("edit-status", element("p"));
-  say.setAttribute("role", "status");
+  const say = statusLine("edit-status");
+  const { tell } = say;
   const preview = named("preview", element("section", {}));
   preview.hidden = true;
   let current: Current | undefined;
   /** What is previewed, and for which image it is. */
-  let plan: { made: Plan; shown: Current } | undefined;
+  let plan: { made: PlanInfo; shown: Current } | undefined;
   let undoSaved = false;
 
-  const tell = (text: string, style = ""): void => void ([say.textContent, say.className] = [text, style]);
-
-  async function prepare(edit: Edit): Promise<void> {
+  /** Previews what is worked out; `failed` begins what is said if that cannot be done. */
+  async function prepare(failed: string, work: () => Promise<PlanInfo>): Promise<void> {
     const shown = current;
     if (!shown) return;
     tell("Working out what will change…");
     preview.hidden = true;
+    plan = undefined;
     try {
-      const made = await ask("plan-edit", { edit });
+      const made = await work();
       if (current !== shown) return;
-      if (made.changes.length === 0 && made.sizeAfter === made.sizeBefore) return tell("Nothing has to change.", "good");
-      show(made, shown);
+      if (made.places === 0 && made.sizeAfter === made.sizeBefore) return tell("Nothing has to change.", "good");
+      const places = await ask("plan-places", { plan: made.plan, from: 0, count: SHOWN, skip: 0, bytes: BYTES_SHOWN });
+      if (current === shown) show(made, places, shown);
     } catch (error) {
-      if (current === shown) tell(`This cannot be done: ${explain(error)}`, "bad");
+      if (current === shown) tell(`${failed}: ${explain(error)}`, "bad");
     }
   }
 
+  const edit = (wanted: Edit): void => void prepare("This cannot be done", () => ask("plan-edit", { edit: wanted }));
+
   const spelled = (all: Uint8Array): string => Array.from(all, (byte) => hex(byte, 2)).join(" ") || "nothing";
 
-  function bytes(all: Uint8Array): HTMLElement {
-    const cell = element("td", { class: "mono", text: spelled(all.subarray(0, BYTES_SHOWN)) });
-    if (all.length > BYTES_SHOWN) cell.append(" ", button(`all ${exactly(all.length)}`, () => cell.replaceChildren(spelled(all)), "link"));
+  /** The bytes at a place, and more of them on request. */
+  function bytes(side: Side, more: (skip: number) => Promise<Side>): HTMLElement {
+    const cell = element("td", { class: "mono", text: spelled(side.bytes) });
+    const { length } = side;
+    let there = side.bytes.length;
+    const next = button("", () => void add(), "link");
+    const label = (): void => void (next.textContent = `${exactly(Math.min(BYTES_MORE, length - there))} more of ${exactly(length)}`);
+    async function add(): Promise<void> {
+      try {
+        const { bytes: rest } = await more(there);
+        there += rest.length;
+        next.before(` ${spelled(rest)} `);
+        if (there < length) label();
+        else next.remove();
+      } catch (error) {
+        tell(explain(error), "bad");
+      }
+    }
+    label();
+    if (there < length) cell.append(" ", next);
     return cell;
   }
 
-  /** Shows a plan. One that comes from an undo file needs none of its own. */
-  function show(made: Plan, shown: Current): void {
+  /** Shows a plan and the first of its places. One that comes from an undo file needs none of its own. */
+  function show(made: PlanInfo, first: Change[], shown: Current): void {
     plan = { made, shown };
     const undoing = made.undo;
     undoSaved = undoing;
     preview.inert = false;
-    const total = made.changes.reduce((sum, { before, after }) => sum + Math.max(before.length, after.length), 0);
     const rows = element("tbody");
-    const rest = button("", () => add(), "second");
-    const add = (): void => {
-      const from = rows.childElementCount;
-      for (const { offset: at, before, after } of made.changes.slice(from, from + SHOWN)) {
+    const rest = button("", () => void next(), "second");
+    const add = (places: Change[]): void => {
+      for (const { offset: at, before, after } of places) {
+        const index = rows.childElementCount;
+        const more = (side: "before" | "after") => async (skip: number) => {
+          const [found] = await ask("plan-places", { plan: made.plan, from: index, count: 1, skip, bytes: BYTES_MORE });
+          return (found as Change)[side];
+        };
         const go = button(offset(at), () => app.go({ view: "data", space: 0, at, length: Math.max(1, before.length) }), "link mono");
-        rows.append(element("tr", {}, element("td", {}, go), bytes(before), bytes(after)));
+        rows.append(element("tr", {}, element("td", {}, go), bytes(before, more("before")), bytes(after, more("after"))));
       }
-      const left = made.changes.length - rows.childElementCount;
+      const left = made.places - rows.childElementCount;
       [rest.hidden, rest.textContent] = [left === 0, `Show more places (${left.toLocaleString("en")})`];
     };
-    add();
+    const next = async (): Promise<void> => {
+      rest.disabled = true;
+      try {
+        add(await ask("plan-places", { plan: made.plan, from: rows.childElementCount, count: SHOWN, skip: 0, bytes: BYTES_SHOWN }));
+      } catch (error) {
+        tell(explain(error), "bad");
+      } finally {
+        rest.disabled = false;
+      }
+    };
+    add(first);
     const head = (text: string): HTMLElement => Object.assign(element("th", { text }), { scope: "col" });
     const table = element("table", {}, element("thead", {}, element("tr", {}, head("Offset"), head("Now"), head("Then"))), rows);
     const resized = made.sizeAfter === made.sizeBefore ? "" : ` The file will be ${exactly(made.sizeAfter)} long instead of ${exactly(made.sizeBefore)}.`;
     const write = button("Write to the file", () => void apply(), "main");
     write.id = "edit-apply";
     write.disabled = !undoSaved;
-    const save = button("Save the undo file", () => {
-      download(`${made.name}.undo.json`, toUndoFile(made));
-      undoSaved = true;
-      write.disabled = false;
-      tell("The undo file is in your downloads. Keep it until you are sure.");
-    });
+    const save = button("Save the undo file…", () => void saveUndo());
     save.id = "edit-undo";
+    const saveUndo = async (): Promise<void> => {
+      try {
+        const where = await askWhere(`${made.name}.undo.json`);
+        if (!where || plan?.made !== made) return;
+        await saveTo(where, (handle) => ask("save-undo", { plan: made.plan, handle }));
+        if (plan?.made !== made) return;
+        undoSaved = true;
+        write.disabled = false;
+        const kept = "handle" in where ? `${where.handle.name} is saved.` : "The undo file is on its way to your downloads: see that it has arrived before you go on.";
+        tell(`${kept} Keep it until you are sure.`);
+      } catch (error) {
+        if (plan?.made === made) tell(`The undo file was not saved: ${explain(error)}`, "bad");
+      }
+    };
     const steps = undoing ? [write] : [save, write];
     const scroll = element("div", { class: "scroll" }, table);
     scroll.tabIndex = 0;
     preview.replaceChildren(
       element("h3", { text: `What changes in ${made.name}` }),
-      element("p", { text: `${exactly(total)} in ${made.changes.length.toLocaleString("en")} ${made.changes.length === 1 ? "place" : "places"}.${resized}` }),
+      element("p", { text: `${exactly(made.bytes)} in ${made.places.toLocaleString("en")} ${made.places === 1 ? "place" : "places"}.${resized}` }),
       scroll,
       rest,
       element("div", { class: "bar" }, ...steps, button("Leave it", leave)),
@@ -130,18 +172,18 @@ export function editView(app: App): View {
   }
 
   /** Writes a plan; gives how the image is opened afterwards. */
-  async function write({ opening }: Current, made: Plan): Promise<Opening> {
+  async function write({ opening, opened }: Current, made: PlanInfo): Promise<Opening> {
     if (opening.from === "url") {
-      await ask("apply-edit", { to: { url: opening.url }, plan: made });
+      await ask("apply-edit", { to: { url: opening.url }, plan: made.plan });
       return opening;
     }
-    const handle = await handleOf(opening.files, made.name);
-    await ask("apply-edit", { to: { handle }, plan: made });
-    const others = opening.files.filter(({ file }) => file.name !== made.name);
-    const known = opening.files.filter(({ file }) => file.name === made.name);
+    const handle = await handleOf(opening.files, opened.name);
+    await ask("apply-edit", { to: { handle }, plan: made.plan });
+    const others = opening.files.filter(({ file }) => file.name !== opened.name);
+    const known = opening.files.filter(({ file }) => file.name === opened.name);
     // If it cannot be read again, opening says so.
     const file = await handle.getFile().catch(() => undefined);
-    return { ...opening, files: [...(file ? [{ file, handle }] : known), ...others] };
+    return { ...opening, files: [...(file ? [{ file: atPath(file, opened.name), handle }] : known), ...others] };
   }
 
   async function apply(): Promise<void> {
@@ -171,37 +213,28 @@ export function editView(app: App): View {
     const { info } = opened;
     const rows: HTMLElement[] = [];
     if (info.format === "qcow2") {
-      rows.push(row("Give lost space back", "Clusters that are counted as used and are not: leaks.", button("Repair leaks…", () => void prepare({ kind: "repair-leaks" }))));
+      rows.push(row("Give lost space back", "Clusters that are counted as used and are not: leaks.", button("Repair leaks…", () => edit({ kind: "repair-leaks" }))));
       for (const { id, name } of info.snapshots) {
         // Snapshots are deleted by name, and that of the first one that has it.
         const first = info.snapshots.find((other) => other.name === name)?.id === id && name !== "";
         const about = first ? "The disk as it is now does not change." : "It has no name of its own, so it cannot be told from others here; diskette snapshot can.";
-        rows.push(row(`Forget the snapshot “${name || `number ${id}`}”`, about, ...(first ? [button("Delete…", () => void prepare({ kind: "delete-snapshot", name }))] : [])));
+        rows.push(row(`Forget the snapshot “${name || `number ${id}`}”`, about, ...(first ? [button("Delete…", () => edit({ kind: "delete-snapshot", name }))] : [])));
       }
       const name = named("backing-name", element("input"));
       const format = named("backing-format", element("input"));
       [name.value, format.value] = [info.backingFile?.name ?? "", info.backingFile?.format ?? ""];
       [name.ariaLabel, format.ariaLabel] = ["Name of the backing file", "Format of the backing file"];
       [name.placeholder, format.placeholder] = ["base.qcow2", "qcow2"];
-      const set = (): void => void prepare({ kind: "set-backing", name: name.value.trim() || null, format: name.value.trim() ? format.value.trim() || null : null });
+      const set = (): void => edit({ kind: "set-backing", name: name.value.trim() || null, format: name.value.trim() ? format.value.trim() || null : null });
       rows.push(row("Backing file", "Only the name that is written in the header. What shows through changes if the other file differs.", name, format, button("Change the name…", set)));
     }
     const undo = named("undo-file", element("input"));
     undo.type = "file";
     undo.ariaLabel = "Undo file";
-    undo.onchange = async () => {
+    undo.onchange = () => {
       const file = undo.files?.[0];
-      const shown = current;
       undo.value = "";
-      if (!file || !shown) return;
-      try {
-        if (file.size > MAX_UNDO_BYTES) throw new Error("it is too large for an undo file");
-        const made = fromUndoFile(await file.text());
-        await ask("check-plan", { plan: made });
-        if (current === shown) show(made, shown);
-      } catch (error) {
-        if (current === shown) tell(`${baseName(file.name)} cannot be used: ${explain(error)}`, "bad");
-      }
+      if (file) void prepare(`${file.name} cannot be used`, () => ask("plan-undo", { file }));
     };
     rows.push(row("Undo", "Put back what an undo file of this image kept.", undo));
     return rows;
@@ -210,7 +243,7 @@ export function editView(app: App): View {
   return {
     name: "edit",
     title: "Edit",
-    element: element("div", {}, section("Change the image where it is", acts, say), preview),
+    element: element("div", {}, section("Change the image where it is", acts, say.element), preview),
     opened(next) {
       current = next;
       plan = undefined;

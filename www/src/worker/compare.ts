@@ -2,6 +2,7 @@
 
 import type { InspectedImage as Image } from "diskette/inspector";
 
+import { baseName } from "../paths";
 import type { Ops } from "../protocol";
 import { openOne } from "./opening";
 import { PIECE_BYTES, stretches } from "./pieces";
@@ -71,6 +72,9 @@ async function compare({ opening }: Ops["compare"]["ask"], call: Call<Ops["compa
   await closeOther();
   const { image: two, opened } = await openOne(opening, call.signal);
   other = two;
+  if (opened.info.encryption && !opening.wish.passphrase) {
+    throw Object.assign(new Error(`${baseName(opened.name)} is encrypted: its passphrase is needed to compare it`), { kind: "locked" });
+  }
   const total = Math.max(one.size, two.size);
   let ranges: number[] = [];
   let differing = 0;

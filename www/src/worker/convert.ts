@@ -24,6 +24,18 @@ async function scratchFile(): Promise<FileSystemFileHandle> {
 /** What holds a running copy up, by the number that its view gave it. */
 const gates = new Map<number, { open: Promise<void>; release: () => void }>();
 
+/** Lets `work` fill a file that was picked. If that fails and the file was empty it is empty again: a part may have been put in its place. */
+async function convertTo(handle: FileSystemFileHandle, work: (handle: FileSystemFileHandle) => Promise<unknown>): Promise<void> {
+  const { size } = await handle.getFile();
+  try {
+    await work(handle);
+  } catch (error) {
+    const left = await handle.getFile().catch(() => undefined);
+    if (size === 0 && left && left.size > 0) await handle.createWritable().then((writable) => writable.close()).catch(() => {});
+    throw error;
+  }
+}
+
 async function copy({ handle, job, options }: Ops["convert"]["ask"], { signal, part }: Call<Ops["convert"]["part"]>): Promise<File | null> {
   const { image } = current();
   const aborted = new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
@@ -40,7 +52,7 @@ async function copy({ handle, job, options }: Ops["convert"]["ask"], { signal, p
   const copying = { ...options, signal, onProgress: part };
   try {
     if (handle) {
-      await convert(source, handle, copying);
+      await convertTo(handle, (target) => convert(source, target, copying));
       return null;
     }
     const scratch = await scratchFile();

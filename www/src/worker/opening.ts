@@ -3,9 +3,9 @@
 import { open } from "../../../pkg/inspector/index.js";
 import type { ImageInfo, InspectedImage as Image, Reference } from "diskette/inspector";
 
-import { baseName } from "../paths";
-import type { Given, Missing, Opened, Opening, Surveyed, Wish } from "../protocol";
-import { type Handlers, replace } from "./state";
+import { namedBy } from "../paths";
+import type { Missing, Opened, Opening, Ops, Surveyed, Wish } from "../protocol";
+import { type Call, type Handlers, replace } from "./state";
 
 /** Ends an opening when another one begins. */
 let latest = new AbortController();
@@ -27,15 +27,22 @@ function referencesOf({ backingFile, dataFile }: ImageInfo): Missing[] {
   return named;
 }
 
+/** Those of several files that a file among them names. */
+async function namedIn(file: File, files: File[]): Promise<{ info: ImageInfo; named: File[] }> {
+  const info = await describe(await open(file));
+  const named = referencesOf(info).map(({ name }) => namedBy(file.name, name, files));
+  return { info, named: named.filter((other) => other !== undefined && other !== file) as File[] };
+}
+
 /** The one of several files that no other names comes first. */
 async function topFirst(files: File[]): Promise<File[]> {
   if (files.length < 2) return files;
-  const named = new Set<string>();
+  const named = new Set<File>();
   for (const file of files) {
-    const references = await open(file).then(describe).then(referencesOf).catch(() => []);
-    for (const { name } of references) if (baseName(name) !== file.name) named.add(baseName(name));
+    const found = await namedIn(file, files).catch(() => undefined);
+    for (const other of found?.named ?? []) named.add(other);
   }
-  const top = files.find((file) => !named.has(file.name));
+  const top = files.find((file) => !named.has(file));
   return top ? [top, ...files.filter((file) => file !== top)] : files;
 }
 
@@ -65,10 +72,13 @@ async function openWith(input: File | string, find: Find, options: Wish & { sign
   return [await open(input, options), asked];
 }
 
-async function openFiles(given: Given[], wish: Wish & { signal: AbortSignal }): Promise<[File, Image, Missing[]]> {
-  const [first, ...others] = await topFirst(given.map(({ file }) => file));
+type FilesOpening = Extract<Opening, { from: "files" }>;
+
+async function openFiles({ files, ordered }: FilesOpening, wish: Wish & { signal: AbortSignal }): Promise<[File, Image, Missing[]]> {
+  const given = files.map(({ file }) => file);
+  const [first, ...others] = ordered ? given : await topFirst(given);
   if (!first) throw new Error("no file was given");
-  const find: Find = ({ name }) => others.find((file) => file.name === baseName(name)) ?? null;
+  const find: Find = ({ name, from }) => namedBy(from, name, others) ?? null;
   return [first, ...(await openWith(first, find, wish))];
 }
 
@@ -94,7 +104,7 @@ export async function openOne(opening: Opening, signal: AbortSignal): Promise<{ 
   let missing: Missing[];
   let input: File | string;
   if (opening.from === "files") {
-    [input, image, missing] = await openFiles(opening.files, wish);
+    [input, image, missing] = await openFiles(opening, wish);
   } else {
     [image, missing] = await openUrl(opening, wish);
     input = opening.url;
@@ -108,19 +118,25 @@ export async function openOne(opening: Opening, signal: AbortSignal): Promise<{ 
   return { image, input, opened: { name, info: image.info(), files: image.files, missing } };
 }
 
-async function survey(files: File[], signal: AbortSignal): Promise<Surveyed[]> {
-  const found: Surveyed[] = [];
-  for (const file of files) {
+/** How often the page hears of a survey. */
+const SURVEY_MILLISECONDS = 200;
+
+async function survey(files: File[], { signal, part }: Call<Ops["survey"]["part"]>): Promise<null> {
+  let found: Surveyed[] = [];
+  let told = performance.now();
+  for (const [index, file] of files.entries()) {
     signal.throwIfAborted();
     try {
-      const info = await describe(await open(file));
-      const named = referencesOf(info).map(({ name }) => baseName(name));
-      if (info.format !== "raw") found.push({ name: file.name, format: info.format, virtualSize: info.virtualSize, named });
+      const { info, named } = await namedIn(file, files);
+      if (info.format !== "raw") found.push({ name: file.name, format: info.format, virtualSize: info.virtualSize, named: named.map(({ name }) => name) });
     } catch {
       // What cannot be opened is said when it is chosen.
     }
+    if (index + 1 < files.length && performance.now() - told < SURVEY_MILLISECONDS) continue;
+    part({ done: index + 1, found });
+    [found, told] = [[], performance.now()];
   }
-  return found;
+  return null;
 }
 
 export const opening: Pick<Handlers, "open" | "survey"> = {
@@ -136,5 +152,5 @@ export const opening: Pick<Handlers, "open" | "survey"> = {
     await replace({ image, input, opening: wanted });
     return opened;
   },
-  survey: ({ files }, { signal }) => survey(files, signal),
+  survey: ({ files }, call) => survey(files, call),
 };

@@ -1,6 +1,22 @@
 // Undo files: what an edit replaced, so that it can be put back. JSON, bytes in base64.
 
-import type { Change, Plan } from "./protocol";
+/** Bytes of a file that become others. At its end there may be fewer after, or before. */
+export interface Change {
+  offset: number;
+  before: Uint8Array<ArrayBuffer>;
+  after: Uint8Array<ArrayBuffer>;
+}
+
+/** What an edit does to a file. */
+export interface Plan {
+  /** It puts back what an undo file kept. A file that was changed only in part will do for that. */
+  undo: boolean;
+  name: string;
+  sizeBefore: number;
+  sizeAfter: number;
+  /** In order, and apart from each other. */
+  changes: Change[];
+}
 
 interface Stored {
   "diskette-undo": 1;
@@ -24,15 +40,17 @@ function fromBase64(text: unknown): Uint8Array<ArrayBuffer> {
 /** How much of a range lies before the end of a file. */
 const within = (offset: number, length: number, size: number): number => Math.max(0, Math.min(length, size - offset));
 
-/** Undo files are read whole, so they are bounded. */
-export const MAX_UNDO_BYTES = 256 << 20;
+/** Undo files are read whole, so they are bounded: beyond what the largest edit makes. */
+export const MAX_UNDO_BYTES = 384 << 20;
 
 /** The undo file of a plan. */
-export function toUndoFile(plan: Plan): Blob {
-  const changes = plan.changes.map(({ offset, before, after }) => ({ offset, before: toBase64(before), after: toBase64(after) }));
-  const { name, sizeBefore, sizeAfter } = plan;
-  const stored: Stored = { "diskette-undo": 1, name, sizeBefore, sizeAfter, changes };
-  return new Blob([JSON.stringify(stored, null, 1)], { type: "application/json" });
+export function toUndoFile({ name, sizeBefore, sizeAfter, changes }: Plan): Blob {
+  const head: Omit<Stored, "changes"> = { "diskette-undo": 1, name, sizeBefore, sizeAfter };
+  const parts = [`${JSON.stringify(head).slice(0, -1)},"changes":[`];
+  changes.forEach(({ offset, before, after }, index) => {
+    parts.push(`${index === 0 ? "" : ","}\n${JSON.stringify({ offset, before: toBase64(before), after: toBase64(after) })}`);
+  });
+  return new Blob([...parts, "\n]}\n"], { type: "application/json" });
 }
 
 const whole = (number: unknown): number => {
