@@ -155,7 +155,7 @@ export function compareView(app: App): View {
   };
   const url = named("compare-url", element("input"));
   [url.type, url.required, url.placeholder, url.spellcheck, url.autocomplete] = ["url", true, "https://…/disk.qcow2", false, "off"];
-  const there = element("form", { class: "bar" }, element("label", { text: "or at the address " }, url), element("button", { text: "Compare" }));
+  const there = element("form", { class: "row" }, element("label", { class: "field" }, element("span", { text: "… or at an address" }), url), element("button", { text: "Compare" }));
   there.onsubmit = (event) => {
     event.preventDefault();
     begin({ from: "url", url: url.value.trim(), follow: false, wish: {} });
@@ -163,17 +163,17 @@ export function compareView(app: App): View {
   const served = named("compare-served", element("div", { class: "bar" }));
   const passphrase = element("input");
   [passphrase.type, passphrase.autocomplete, passphrase.placeholder, passphrase.ariaLabel] = ["password", "off", "Passphrase", "Passphrase of the other image"];
-  const unlock = named("compare-unlock", element("form", { class: "bar" }, passphrase, element("button", { text: "Unlock and compare" })));
+  const unlock = named("compare-unlock", element("form", { class: "row" }, passphrase, element("button", { text: "Unlock and compare" })));
   unlock.onsubmit = (event) => {
     event.preventDefault();
     if (asked && passphrase.value !== "") begin({ ...asked, wish: { ...asked.wish, passphrase: passphrase.value } });
   };
 
-  const label = element("label", { text: "Compare this disk with the one in " }, input);
+  const files = element("label", { class: "field" }, element("span", { text: "Compare this disk with the one in a file …" }), input);
   return {
     name: "compare",
     title: "Compare",
-    element: element("div", {}, element("section", {}, element("div", { class: "bar" }, label, stop), there, served, unlock, say.element), outcome),
+    element: element("div", {}, element("section", {}, element("div", { class: "fields" }, files, there), served, unlock, element("div", { class: "bar" }, say.element, stop)), outcome),
     opened({ opening }) {
       running?.abort();
       running = asked = undefined;
