@@ -144,6 +144,21 @@ impl Server {
         self.ask("PATCH", "images/0", &[("Diskette-Writer", writer), ("Content-Range", &range)], bytes)
     }
 
+    /// Begins to write the first four bytes of the first image, which are still to be sent.
+    fn begin_patch(&self, writer: &str) -> TcpStream {
+        let mut slow = self.connect();
+        let request = format!(
+            "PATCH {}images/0 HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nDiskette-Writer: {writer}\r\n\
+             Content-Range: bytes 0-3/*\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n",
+            self.root, self.host
+        );
+        slow.write_all(request.as_bytes()).unwrap();
+        let mut go_on = [0; 25];
+        slow.read_exact(&mut go_on).unwrap();
+        assert_eq!(text(&go_on), "HTTP/1.1 100 Continue\r\n\r\n");
+        slow
+    }
+
     fn signal(&self, name: &str) {
         let kill = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(kill.unwrap().success());
@@ -625,16 +640,7 @@ fn what_comes_after_its_writer_was_succeeded_is_not_written() {
     fs::write(scratch.path().join("disk.raw"), pattern(8192)).unwrap();
     let server = Server::start(&scratch, &["--writable", "-f", "raw", "disk.raw"]);
     let first = server.writer();
-    let mut slow = server.connect();
-    let request = format!(
-        "PATCH {}images/0 HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nDiskette-Writer: {first}\r\n\
-         Content-Range: bytes 0-3/*\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n",
-        server.root, server.host
-    );
-    slow.write_all(request.as_bytes()).unwrap();
-    let mut go_on = [0; 25];
-    slow.read_exact(&mut go_on).unwrap();
-    assert_eq!(text(&go_on), "HTTP/1.1 100 Continue\r\n\r\n");
+    let mut slow = server.begin_patch(&first);
     assert_eq!(server.ask("DELETE", "images/0/writer", &[("Diskette-Writer", &first)], b"").status, 204);
     assert_eq!(server.patch(&server.writer(), 0, b"mine").status, 204);
     slow.write_all(b"late").unwrap();
@@ -847,6 +853,63 @@ fn it_ends_in_order_when_it_is_told_to() {
         let _idle = server.connect();
         server.signal(signal);
         assert_eq!(server.child.wait().unwrap().code(), Some(0), "{signal}");
+    }
+}
+
+/// A server with two images that has been told to end while the first one is being changed; what it says from then on;
+/// and the connection on which the change comes.
+fn ending(scratch: &Scratch) -> (Server, BufReader<std::process::ChildStderr>, TcpStream) {
+    for name in ["disk.raw", "other.raw"] {
+        fs::write(scratch.path().join(name), pattern(8192)).unwrap();
+    }
+    let args = ["--writable", "-f", "raw", "disk.raw", "other.raw"];
+    let mut server = Server::spawn(command(scratch, &args).stderr(Stdio::piped()));
+    let slow = server.begin_patch(&server.writer());
+    server.signal("INT");
+    let mut said = BufReader::new(server.child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("Waiting for changes") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it does not wait");
+    }
+    (server, said, slow)
+}
+
+#[test]
+fn a_change_that_has_begun_is_made_before_the_program_ends() {
+    let scratch = Scratch::new();
+    let (mut server, mut said, mut slow) = ending(&scratch);
+    // Nobody else is let in meanwhile.
+    let stranger = TcpStream::connect(&server.host).map(|mut stream| rest(&mut stream));
+    assert!(stranger.as_ref().map_or(true, Vec::is_empty), "{stranger:?}");
+    slow.write_all(b"late").unwrap();
+    assert_eq!(Reply::parse(&rest(&mut slow)).status, 204);
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    let mut left = String::new();
+    said.read_to_string(&mut left).unwrap();
+    assert_eq!(left, "");
+    assert_eq!(fs::read(scratch.path().join("disk.raw")).unwrap()[..5], [b"late", &pattern(5)[4..]].concat()[..]);
+}
+
+#[test]
+fn a_change_that_is_cut_off_is_told() {
+    for is_told_twice in [true, false] {
+        let scratch = Scratch::new();
+        let (mut server, mut said, mut slow) = ending(&scratch);
+        slow.write_all(b"la").unwrap();
+        let began = Instant::now();
+        if is_told_twice {
+            server.signal("INT");
+        }
+        assert_eq!(server.child.wait().unwrap().code(), Some(1));
+        let took = began.elapsed();
+        assert_eq!(took < Duration::from_secs(8), is_told_twice, "{took:?}");
+        let mut message = String::new();
+        said.read_to_string(&mut message).unwrap();
+        assert!(message.contains("a change of 'disk.raw' was cut off"), "{message}");
+        assert!(!message.contains("other.raw"), "{message}");
+        assert!(rest(&mut slow).is_empty(), "it is not answered as if it were done");
+        assert!(fs::read(scratch.path().join("disk.raw")).unwrap() == pattern(8192), "nothing was written");
     }
 }
 

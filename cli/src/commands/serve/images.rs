@@ -199,6 +199,10 @@ impl Served {
         Served { name, format, is_named, writable, file, identity, changes, changing, writer, references }
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What the page is told about the file.
     pub(super) fn describe(&self, index: usize) -> Json {
         let (size, problem) = match self.now() {
