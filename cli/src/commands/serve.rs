@@ -34,6 +34,7 @@ use answer::Site;
 use guard::Guard;
 use page::Page;
 use stream::Patient;
+use underway::Underway;
 
 /// Connections beyond these wait until one of them ends.
 const MAX_CONNECTIONS: usize = 64;
@@ -74,7 +75,9 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
         let accepting = tokio::spawn(accept(listener, places.clone(), site.clone(), patience));
         announce(&address, args.writable);
         ends.next().await;
-        site.underway().end();
+        if !wait(site.underway(), &mut ends).await {
+            return finish(cut_off(&site, &site.underway().images()));
+        }
         accepting.abort();
         take_leave(&site, &places, &mut ends).await
     });
@@ -83,17 +86,21 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
     outcome
 }
 
-/// Lets changes that have begun run to their end, and flushes the images. What is cut off is a failure.
+/// Lets changes that have begun run to their end, for a while. Says whether nobody was tired of waiting.
+async fn wait(underway: &Underway, ends: &mut Ends) -> bool {
+    underway.end();
+    if underway.images().is_empty() {
+        return true;
+    }
+    let seconds = FAREWELL.as_secs();
+    eprintln!("Waiting for changes of images, for {seconds} seconds at most; Ctrl-C cuts them off.");
+    first(timeout(FAREWELL, underway.idle()), ends.next()).await.is_ok()
+}
+
+/// Ends connections and flushes the images. What is cut off is a failure.
 async fn take_leave(site: &Site, places: &Semaphore, ends: &mut Ends) -> Outcome {
     let underway = site.underway();
-    if !underway.images().is_empty() {
-        let seconds = FAREWELL.as_secs();
-        eprintln!("Waiting for changes of images, for {seconds} seconds at most; Ctrl-C cuts them off.");
-        if first(timeout(FAREWELL, underway.idle()), ends.next()).await.is_err() {
-            return finish(cut_off(site, &underway.images()));
-        }
-    }
-    // Connections end with the answers that they are to give.
+    underway.close();
     let _ = timeout(LAST_ANSWERS, places.acquire_many(MAX_CONNECTIONS as u32)).await;
     let busy = underway.images();
     let mut problems = cut_off(site, &busy);
@@ -211,7 +218,7 @@ async fn converse(stream: TcpStream, site: Arc<Site>, patience: Duration) -> hyp
         .max_buf_size(BUFFER_BYTES)
         .serve_connection(Patient::new(TokioIo::new(stream), patience), service);
     let mut connection = pin!(connection);
-    match first(connection.as_mut(), site.underway().ending()).await {
+    match first(connection.as_mut(), site.underway().closing()).await {
         Ok(ended) => ended,
         Err(()) => {
             connection.as_mut().graceful_shutdown();

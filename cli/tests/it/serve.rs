@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
@@ -850,67 +850,96 @@ fn it_ends_in_order_when_it_is_told_to() {
         let mut server = Server::start(&scratch, &["--writable", "-f", "raw", "disk.raw"]);
         let writer = server.writer();
         assert_eq!(server.patch(&writer, 0, b"text").status, 204);
+        assert_eq!(server.ask("POST", "images/0/flush", &[("Diskette-Writer", &writer)], b"").status, 204);
         let _idle = server.connect();
         server.signal(signal);
         assert_eq!(server.child.wait().unwrap().code(), Some(0), "{signal}");
     }
 }
 
-/// A server with two images that has been told to end while the first one is being changed; what it says from then on;
-/// and the connection on which the change comes.
-fn ending(scratch: &Scratch) -> (Server, BufReader<std::process::ChildStderr>, TcpStream) {
+/// A server with two images that are to be changed.
+fn changing(scratch: &Scratch) -> Server {
     for name in ["disk.raw", "other.raw"] {
         fs::write(scratch.path().join(name), pattern(8192)).unwrap();
     }
     let args = ["--writable", "-f", "raw", "disk.raw", "other.raw"];
-    let mut server = Server::spawn(command(scratch, &args).stderr(Stdio::piped()));
-    let slow = server.begin_patch(&server.writer());
-    server.signal("INT");
-    let mut said = BufReader::new(server.child.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("Waiting for changes") {
-        line.clear();
-        assert!(said.read_line(&mut line).unwrap() > 0, "it does not wait");
+    Server::spawn(command(scratch, &args).stderr(Stdio::piped()))
+}
+
+impl Server {
+    /// Tells the server to end and gives what it says once it waits for changes.
+    fn end(&mut self) -> BufReader<ChildStderr> {
+        self.signal("INT");
+        let mut said = BufReader::new(self.child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("Waiting for changes") {
+            line.clear();
+            assert!(said.read_line(&mut line).unwrap() > 0, "it does not wait");
+        }
+        said
     }
-    (server, said, slow)
+
+    /// What is said until the server has ended with this code.
+    fn ended(&mut self, mut said: BufReader<ChildStderr>, code: i32) -> String {
+        let mut left = String::new();
+        said.read_to_string(&mut left).unwrap();
+        assert_eq!(self.child.wait().unwrap().code(), Some(code), "{left}");
+        left
+    }
 }
 
 #[test]
 fn a_change_that_has_begun_is_made_before_the_program_ends() {
     let scratch = Scratch::new();
-    let (mut server, mut said, mut slow) = ending(&scratch);
-    // Nobody else is let in meanwhile.
-    let stranger = TcpStream::connect(&server.host).map(|mut stream| rest(&mut stream));
-    assert!(stranger.as_ref().map_or(true, Vec::is_empty), "{stranger:?}");
+    let mut server = changing(&scratch);
+    let writer = server.writer();
+    let mut slow = server.begin_patch(&writer);
+    let said = server.end();
     slow.write_all(b"late").unwrap();
     assert_eq!(Reply::parse(&rest(&mut slow)).status, 204);
-    assert_eq!(server.child.wait().unwrap().code(), Some(0));
-    let mut left = String::new();
-    said.read_to_string(&mut left).unwrap();
-    assert_eq!(left, "");
-    assert_eq!(fs::read(scratch.path().join("disk.raw")).unwrap()[..5], [b"late", &pattern(5)[4..]].concat()[..]);
+    // What the page still has to change belongs to it; another change does not begin.
+    let other = server.ask("POST", "images/1/writer", &[], b"").json()["writer"].as_str().unwrap().to_string();
+    let range = ("Content-Range", "bytes 0-3/*");
+    let refused = server.ask("PATCH", "images/1", &[range, ("Diskette-Writer", &other)], b"text");
+    assert_eq!((refused.status, refused.header("diskette-error")), (503, "busy"), "{}", refused.text());
+    assert_eq!(server.patch(&writer, 4, b"r").status, 204);
+    assert_eq!(server.ask("POST", "images/0/flush", &[("Diskette-Writer", &writer)], b"").status, 204);
+    assert_eq!(server.ended(said, 0), "");
+    assert_eq!(fs::read(scratch.path().join("disk.raw")).unwrap()[..6], [b"later", &pattern(6)[5..]].concat()[..]);
+    assert!(fs::read(scratch.path().join("other.raw")).unwrap() == pattern(8192));
 }
 
 #[test]
 fn a_change_that_is_cut_off_is_told() {
     for is_told_twice in [true, false] {
         let scratch = Scratch::new();
-        let (mut server, mut said, mut slow) = ending(&scratch);
+        let mut server = changing(&scratch);
+        let mut slow = server.begin_patch(&server.writer());
+        let said = server.end();
         slow.write_all(b"la").unwrap();
         let began = Instant::now();
         if is_told_twice {
             server.signal("INT");
         }
-        assert_eq!(server.child.wait().unwrap().code(), Some(1));
+        let message = server.ended(said, 1);
         let took = began.elapsed();
         assert_eq!(took < Duration::from_secs(8), is_told_twice, "{took:?}");
-        let mut message = String::new();
-        said.read_to_string(&mut message).unwrap();
         assert!(message.contains("a change of 'disk.raw' was cut off"), "{message}");
         assert!(!message.contains("other.raw"), "{message}");
         assert!(rest(&mut slow).is_empty(), "it is not answered as if it were done");
         assert!(fs::read(scratch.path().join("disk.raw")).unwrap() == pattern(8192), "nothing was written");
     }
+}
+
+#[test]
+fn a_page_that_is_cut_off_between_two_requests_is_told() {
+    let scratch = Scratch::new();
+    let mut server = changing(&scratch);
+    assert_eq!(server.patch(&server.writer(), 0, b"half").status, 204);
+    let said = server.end();
+    server.signal("TERM");
+    let message = server.ended(said, 1);
+    assert!(message.contains("a change of 'disk.raw' was cut off") && !message.contains("other.raw"), "{message}");
 }
 
 #[test]

@@ -270,11 +270,7 @@ fn asset(bytes: Bytes, kind: &'static str, headers: &HeaderMap) -> Reply {
 
 /// The change counts as under way until it is done, even if nobody waits for it any more.
 async fn change(begun: Begun, image: Arc<Served>, writer: Option<String>, change: Change) -> Reply {
-    let work = move || {
-        let _begun = begun;
-        image.change(writer.as_deref(), &change)
-    };
-    done(&blocking(work).await??)
+    done(&blocking(move || image.change(begun, writer.as_deref(), &change)).await??)
 }
 
 /// Others need not wait for it.

@@ -15,6 +15,7 @@ use hyper::body::Bytes;
 use serde_json::{Value as Json, json};
 
 use super::guard::secret;
+use super::underway::Begun;
 use crate::args::ServeArgs;
 use crate::open::explain;
 use crate::{Failure, program};
@@ -82,6 +83,8 @@ pub(super) struct Served {
 struct Writer {
     id: String,
     heard: Instant,
+    /// There while it has changed something and has not flushed that: it may not be done.
+    unflushed: Option<Begun>,
 }
 
 /// A file that an image names.
@@ -265,23 +268,33 @@ impl Served {
     }
 
     /// Changes the file for the page that is its writer; the answer is what it is like then.
-    pub(super) fn change(&self, writer: Option<&str>, change: &Change) -> Result<Now, Refusal> {
+    pub(super) fn change(&self, begun: Begun, writer: Option<&str>, change: &Change) -> Result<Now, Refusal> {
         let _alone = lock(&self.changing);
         // What was announced by the writer may have come when another page was.
         self.check_writer(writer)?;
         self.look()?;
         self.changes.fetch_add(1, Ordering::AcqRel);
+        let outcome = self.apply(change);
+        if let Some(now) = lock(&self.writer).as_mut().filter(|now| Some(now.id.as_str()) == writer) {
+            // While a change takes its time, its page is silent for a good reason.
+            now.heard = Instant::now();
+            now.unflushed.get_or_insert(begun);
+        }
+        outcome?;
+        self.look()
+    }
+
+    fn apply(&self, change: &Change) -> Result<(), Error> {
         let span = |range: &Range<u64>| diskette::Range::new(range.start, range.end - range.start);
         match change {
-            Change::Write(at, bytes) => block_on(self.file.write(*at, bytes, WriteFlags::default()))?,
+            Change::Write(at, bytes) => block_on(self.file.write(*at, bytes, WriteFlags::default())),
             Change::Zero(range) => {
                 let flags = WriteFlags { may_unmap: true, ..WriteFlags::default() };
-                block_on(self.file.write_zeroes(span(range), flags))?;
+                block_on(self.file.write_zeroes(span(range), flags))
             }
-            Change::Discard(range) => block_on(self.file.discard(span(range)))?,
-            Change::Resize(length) => block_on(self.file.resize(*length, Preallocation::Off))?,
+            Change::Discard(range) => block_on(self.file.discard(span(range))),
+            Change::Resize(length) => block_on(self.file.resize(*length, Preallocation::Off)),
         }
-        self.look()
     }
 
     /// Makes a page the writer of this file, unless another one is. `own` is what it was called before. A change that
@@ -307,7 +320,7 @@ impl Served {
             }
         }
         let id = secret().map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
-        *writer = Some(Writer { id: id.clone(), heard: Instant::now() });
+        *writer = Some(Writer { id: id.clone(), heard: Instant::now(), unflushed: None });
         Ok(id)
     }
 
@@ -350,6 +363,11 @@ impl Served {
 
     /// Everything written is where a power cut does not reach it.
     pub(super) fn flush(&self) -> Result<(), Error> {
-        block_on(self.file.flush())
+        let changes = self.changes.load(Ordering::Acquire);
+        block_on(self.file.flush())?;
+        if let Some(writer) = lock(&self.writer).as_mut().filter(|_| self.changes.load(Ordering::Acquire) == changes) {
+            writer.unflushed = None;
+        }
+        Ok(())
     }
 }

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Counts the changes of each image, from the request to the answer.
+/// Counts the changes of each image: requests until they are done, and what a page has changed until it flushes that.
 pub(super) struct Underway(watch::Sender<State>);
 
 struct State {
     /// By the places of the images in the list.
     counts: Vec<usize>,
+    /// What has begun goes on, and nothing else begins.
     is_ending: bool,
+    /// No connection goes on beyond what it is just answering.
+    is_closing: bool,
 }
 
 /// A change that is under way for as long as this exists.
@@ -21,13 +24,13 @@ pub(super) struct Begun {
 
 impl Underway {
     pub(super) fn new(images: usize) -> Arc<Self> {
-        Arc::new(Underway(watch::Sender::new(State { counts: vec![0; images], is_ending: false })))
+        Arc::new(Underway(watch::Sender::new(State { counts: vec![0; images], is_ending: false, is_closing: false })))
     }
 
-    /// Notes a change of an image; none begins when the program is ending.
+    /// Notes a change of an image. When the program is ending there is none but as a part of one that has begun.
     pub(super) fn begin(self: &Arc<Self>, image: usize) -> Option<Begun> {
         let has_begun = self.0.send_if_modified(|state| match state.counts.get_mut(image) {
-            Some(count) if !state.is_ending => {
+            Some(count) if !state.is_ending || *count > 0 => {
                 *count += 1;
                 true
             }
@@ -36,15 +39,20 @@ impl Underway {
         has_begun.then(|| Begun { underway: self.clone(), image })
     }
 
-    /// From now on no change begins.
+    /// From now on nothing new begins.
     pub(super) fn end(&self) {
         self.0.send_modify(|state| state.is_ending = true);
     }
 
-    /// Resolves when the program is ending.
-    pub(super) async fn ending(&self) {
+    /// From now on connections end with what they are just answering.
+    pub(super) fn close(&self) {
+        self.0.send_modify(|state| state.is_closing = true);
+    }
+
+    /// Resolves when connections are to end.
+    pub(super) async fn closing(&self) {
         // The sender is here, so that there is always an answer.
-        let _ = self.0.subscribe().wait_for(|state| state.is_ending).await;
+        let _ = self.0.subscribe().wait_for(|state| state.is_closing).await;
     }
 
     /// Resolves when no change is under way.
