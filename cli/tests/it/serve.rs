@@ -735,6 +735,28 @@ fn a_file_that_shrinks_while_it_is_sent_ends_the_connection() {
 }
 
 #[test]
+fn an_answer_has_no_bytes_of_another_version_of_the_file() {
+    let scratch = Scratch::new();
+    let size = 256 << 20;
+    fs::File::create(scratch.path().join("disk.raw")).unwrap().set_len(size as u64).unwrap();
+    let server = Server::start(&scratch, &["--writable", "-f", "raw", "disk.raw"]);
+    let writer = server.writer();
+    let mut stream = server.connect();
+    let request = format!(
+        "GET {}images/0 HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nRange: bytes=0-\r\n\r\n",
+        server.root, server.host
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut head = [0; 1000];
+    stream.read_exact(&mut head).unwrap();
+    assert!(text(&head).starts_with("HTTP/1.1 206"), "{}", text(&head));
+    assert_eq!(server.patch(&writer, size - 4, b"late").status, 204);
+    let body = rest(&mut stream);
+    assert!(body.len() < size - 1000 && !body.contains(&b'l'), "{} bytes came", body.len());
+    assert_eq!(server.range("images/0", "bytes=-4").body, b"late");
+}
+
+#[test]
 fn who_is_slow_does_not_keep_others_from_being_answered() {
     let scratch = Scratch::new();
     let file = fs::File::create(scratch.path().join("disk.raw")).unwrap();

@@ -233,13 +233,15 @@ async fn part(image: Arc<Served>, request: Request<Incoming>) -> Reply {
     }
     let mut response = match ranged(headers, now.length) {
         Ok(Some(range)) => {
-            let mut response = Response::new(Answer::Part(Part::new(image, range.clone())));
+            let mut response = Response::new(Answer::Part(Part::new(image, now.changes, range.clone())));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             response.headers_mut().insert(CONTENT_RANGE, content_range(&range, now.length)?);
             response
         }
         // Of what is not sent only the length is told.
-        Ok(None) if request.method() == Method::HEAD => Response::new(Answer::Part(Part::new(image, 0..now.length))),
+        Ok(None) if request.method() == Method::HEAD => {
+            Response::new(Answer::Part(Part::new(image, now.changes, 0..now.length)))
+        }
         Ok(None) => return Err(bad("an image is not given as a whole; ask for a range of its bytes")),
         Err(why) => out_of_range(why, now.length)?,
     };

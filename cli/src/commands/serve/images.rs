@@ -100,6 +100,8 @@ pub(super) struct Now {
     pub(super) length: u64,
     /// Differs after every change.
     pub(super) tag: String,
+    /// How many changes were made here.
+    pub(super) changes: u64,
 }
 
 /// Opens the images, and with `--follow` the files that they name.
@@ -257,13 +259,18 @@ impl Served {
         let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
         let changes = self.changes.load(Ordering::Acquire);
         let tag = format!("\"{:x}-{length:x}-{seconds:x}.{nanoseconds:x}-{changes:x}\"", metadata.ino());
-        Ok(Now { length, tag })
+        Ok(Now { length, tag, changes })
     }
 
-    /// Bytes of the file.
-    pub(super) fn read(&self, at: u64, len: usize) -> Result<Bytes, Error> {
+    /// Bytes of the file as it was after so many changes made here; fails if there are more by now.
+    pub(super) fn read(&self, at: u64, len: usize, changes: u64) -> Result<Bytes, Error> {
         let mut bytes = vec![0; len];
         block_on(self.file.read(at, &mut bytes, ReadFlags::default()))?;
+        // A change is counted before it is made.
+        if self.changes.load(Ordering::Acquire) != changes {
+            let text = format!("'{}' was changed while a part of it was sent", self.name);
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
         Ok(bytes.into())
     }
 
