@@ -557,6 +557,18 @@ fn a_page_writes_what_it_says_where_it_says() {
     assert_eq!(part.body, model[699_990..700_010]);
 
     let range = |range| ("Content-Range", range);
+    // A change of a file that is like it was, and of one that is not.
+    let tag = server.ask("HEAD", "images/0", &[], b"").header("etag").to_string();
+    let expected = [own, range("bytes 0-3/*"), ("If-Match", tag.as_str())];
+    assert_eq!(server.ask("PATCH", "images/0", &expected, b"once").status, 204);
+    model[..4].copy_from_slice(b"once");
+    for (method, name, body) in
+        [("PATCH", "images/0", &b"more"[..]), ("PUT", "images/0/length", b"5"), ("POST", "images/0/zero", b"")]
+    {
+        let reply = server.ask(method, name, &expected, body);
+        assert_eq!((reply.status, reply.text().contains("has changed")), (412, true), "{}", reply.text());
+    }
+    assert!(on_disk() == model, "nothing was written");
     for (status, method, name, headers, body) in [
         (400, "PATCH", "images/0", &[own][..], &b"text"[..]),
         (400, "PATCH", "images/0", &[own, range("bytes 0-4/*")], b"text"),

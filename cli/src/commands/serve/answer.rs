@@ -139,6 +139,7 @@ impl Site {
 
     async fn image(&self, image: Arc<Served>, index: usize, verb: &str, request: Request<Incoming>) -> Reply {
         let id = writer(&request).map(str::to_string);
+        let expected: Vec<HeaderValue> = request.headers().get_all(IF_MATCH).iter().cloned().collect();
         // A change counts from here on, also while what it brings along is still to come.
         let begin = || {
             image.check_writer(id.as_deref())?;
@@ -154,7 +155,7 @@ impl Site {
                     let message = format!("{} bytes came where {range:?} were announced", body.len());
                     return Err(bad(message));
                 }
-                change(begun, image, id, Change::Write(range.start, body)).await
+                change(begun, image, id, expected, Change::Write(range.start, body)).await
             }
             ("length", &Method::PUT) => {
                 let begun = begin()?;
@@ -162,13 +163,13 @@ impl Site {
                 let length = std::str::from_utf8(&body).ok().and_then(|text| text.parse().ok());
                 let length = length.filter(|length| *length <= MAX_OFFSET);
                 let length = length.ok_or_else(|| bad("a length is a number below 2^63"))?;
-                change(begun, image, id, Change::Resize(length)).await
+                change(begun, image, id, expected, Change::Resize(length)).await
             }
             ("zero" | "discard", &Method::POST) => {
                 let begun = begin()?;
                 let range = span(&request)?;
-                change(begun, image, id, if verb == "zero" { Change::Zero(range) } else { Change::Discard(range) })
-                    .await
+                let wish = if verb == "zero" { Change::Zero(range) } else { Change::Discard(range) };
+                change(begun, image, id, expected, wish).await
             }
             ("flush", &Method::POST) => {
                 let begun = begin()?;
@@ -226,11 +227,7 @@ async fn part(image: Arc<Served>, request: Request<Incoming>) -> Reply {
     let file = image.clone();
     let now = blocking(move || file.now()).await??;
     let tag = HeaderValue::from_str(&now.tag).map_err(internal)?;
-    let is_other = |name| headers.get_all(name).iter().any(|value| *value != tag && *value != "*");
-    if is_other(IF_MATCH) || is_other(IF_RANGE) {
-        let message = "the file has changed since then; open it again";
-        return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, ErrorKind::Io, message));
-    }
+    now.check(headers.get_all(IF_MATCH).iter().chain(headers.get_all(IF_RANGE)))?;
     let mut response = match ranged(headers, now.length) {
         Ok(Some(range)) => {
             let mut response = Response::new(Answer::Part(Part::new(image, now.changes, range.clone())));
@@ -271,8 +268,14 @@ fn asset(bytes: Bytes, kind: &'static str, headers: &HeaderMap) -> Reply {
 }
 
 /// The change counts as under way until it is done, even if nobody waits for it any more.
-async fn change(begun: Begun, image: Arc<Served>, writer: Option<String>, change: Change) -> Reply {
-    done(&blocking(move || image.change(begun, writer.as_deref(), &change)).await??)
+async fn change(
+    begun: Begun,
+    image: Arc<Served>,
+    writer: Option<String>,
+    expected: Vec<HeaderValue>,
+    change: Change,
+) -> Reply {
+    done(&blocking(move || image.change(begun, writer.as_deref(), &expected, &change)).await??)
 }
 
 /// Others need not wait for it.

@@ -12,6 +12,7 @@ use diskette::protocols::nbd::parse_name;
 use diskette::{Error, ErrorKind, Node, OpenOptions, Preallocation, ReadFlags, Role, WriteFlags, block_on};
 use hyper::StatusCode;
 use hyper::body::Bytes;
+use hyper::header::HeaderValue;
 use serde_json::{Value as Json, json};
 
 use super::guard::secret;
@@ -102,6 +103,17 @@ pub(super) struct Now {
     pub(super) tag: String,
     /// How many changes were made here.
     pub(super) changes: u64,
+}
+
+impl Now {
+    /// Fails if one of the tags that a request expects is another one.
+    pub(super) fn check<'a>(&self, expected: impl IntoIterator<Item = &'a HeaderValue>) -> Result<(), Refusal> {
+        if expected.into_iter().all(|tag| *tag == self.tag || *tag == "*") {
+            return Ok(());
+        }
+        let message = "the file has changed since then; open it again";
+        Err(Refusal::new(StatusCode::PRECONDITION_FAILED, ErrorKind::Io, message))
+    }
 }
 
 /// Opens the images, and with `--follow` the files that they name.
@@ -274,12 +286,19 @@ impl Served {
         Ok(bytes.into())
     }
 
-    /// Changes the file for the page that is its writer; the answer is what it is like then.
-    pub(super) fn change(&self, begun: Begun, writer: Option<&str>, change: &Change) -> Result<Now, Refusal> {
+    /// Changes the file for the page that is its writer, if it still has the tags that the page expects; the answer is
+    /// what it is like then.
+    pub(super) fn change(
+        &self,
+        begun: Begun,
+        writer: Option<&str>,
+        expected: &[HeaderValue],
+        change: &Change,
+    ) -> Result<Now, Refusal> {
         let _alone = lock(&self.changing);
         // What was announced by the writer may have come when another page was.
         self.check_writer(writer)?;
-        self.look()?;
+        self.look()?.check(expected)?;
         self.changes.fetch_add(1, Ordering::AcqRel);
         let outcome = self.apply(change);
         if let Some(now) = lock(&self.writer).as_mut().filter(|now| Some(now.id.as_str()) == writer) {
