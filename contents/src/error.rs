@@ -95,6 +95,12 @@ impl Error {
         self
     }
 
+    /// The same, saying first which file it is about.
+    pub(crate) fn within(mut self, name: &[u8]) -> Self {
+        self.message = format!("'{}': {}", String::from_utf8_lossy(name), self.message);
+        self
+    }
+
     /// The kind, for programs.
     pub fn kind(&self) -> ErrorKind {
         self.kind

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
@@ -142,6 +142,21 @@ impl Server {
     fn patch(&self, writer: &str, at: usize, bytes: &[u8]) -> Reply {
         let range = format!("bytes {at}-{}/*", at + bytes.len() - 1);
         self.ask("PATCH", "images/0", &[("Diskette-Writer", writer), ("Content-Range", &range)], bytes)
+    }
+
+    /// Begins to write the first four bytes of the first image, which are still to be sent.
+    fn begin_patch(&self, writer: &str) -> TcpStream {
+        let mut slow = self.connect();
+        let request = format!(
+            "PATCH {}images/0 HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nDiskette-Writer: {writer}\r\n\
+             Content-Range: bytes 0-3/*\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n",
+            self.root, self.host
+        );
+        slow.write_all(request.as_bytes()).unwrap();
+        let mut go_on = [0; 25];
+        slow.read_exact(&mut go_on).unwrap();
+        assert_eq!(text(&go_on), "HTTP/1.1 100 Continue\r\n\r\n");
+        slow
     }
 
     fn signal(&self, name: &str) {
@@ -542,6 +557,18 @@ fn a_page_writes_what_it_says_where_it_says() {
     assert_eq!(part.body, model[699_990..700_010]);
 
     let range = |range| ("Content-Range", range);
+    // A change of a file that is like it was, and of one that is not.
+    let tag = server.ask("HEAD", "images/0", &[], b"").header("etag").to_string();
+    let expected = [own, range("bytes 0-3/*"), ("If-Match", tag.as_str())];
+    assert_eq!(server.ask("PATCH", "images/0", &expected, b"once").status, 204);
+    model[..4].copy_from_slice(b"once");
+    for (method, name, body) in
+        [("PATCH", "images/0", &b"more"[..]), ("PUT", "images/0/length", b"5"), ("POST", "images/0/zero", b"")]
+    {
+        let reply = server.ask(method, name, &expected, body);
+        assert_eq!((reply.status, reply.text().contains("has changed")), (412, true), "{}", reply.text());
+    }
+    assert!(on_disk() == model, "nothing was written");
     for (status, method, name, headers, body) in [
         (400, "PATCH", "images/0", &[own][..], &b"text"[..]),
         (400, "PATCH", "images/0", &[own, range("bytes 0-4/*")], b"text"),
@@ -625,16 +652,7 @@ fn what_comes_after_its_writer_was_succeeded_is_not_written() {
     fs::write(scratch.path().join("disk.raw"), pattern(8192)).unwrap();
     let server = Server::start(&scratch, &["--writable", "-f", "raw", "disk.raw"]);
     let first = server.writer();
-    let mut slow = server.connect();
-    let request = format!(
-        "PATCH {}images/0 HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nDiskette-Writer: {first}\r\n\
-         Content-Range: bytes 0-3/*\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n",
-        server.root, server.host
-    );
-    slow.write_all(request.as_bytes()).unwrap();
-    let mut go_on = [0; 25];
-    slow.read_exact(&mut go_on).unwrap();
-    assert_eq!(text(&go_on), "HTTP/1.1 100 Continue\r\n\r\n");
+    let mut slow = server.begin_patch(&first);
     assert_eq!(server.ask("DELETE", "images/0/writer", &[("Diskette-Writer", &first)], b"").status, 204);
     assert_eq!(server.patch(&server.writer(), 0, b"mine").status, 204);
     slow.write_all(b"late").unwrap();
@@ -726,6 +744,28 @@ fn a_file_that_shrinks_while_it_is_sent_ends_the_connection() {
     let body = rest(&mut stream).len();
     assert!(body < 128 << 20, "{body} bytes came of 100 MiB");
     assert_eq!(server.range("images/0", "bytes=0-9").status, 206, "others are still answered");
+}
+
+#[test]
+fn an_answer_has_no_bytes_of_another_version_of_the_file() {
+    let scratch = Scratch::new();
+    let size = 256 << 20;
+    fs::File::create(scratch.path().join("disk.raw")).unwrap().set_len(size as u64).unwrap();
+    let server = Server::start(&scratch, &["--writable", "-f", "raw", "disk.raw"]);
+    let writer = server.writer();
+    let mut stream = server.connect();
+    let request = format!(
+        "GET {}images/0 HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nRange: bytes=0-\r\n\r\n",
+        server.root, server.host
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut head = [0; 1000];
+    stream.read_exact(&mut head).unwrap();
+    assert!(text(&head).starts_with("HTTP/1.1 206"), "{}", text(&head));
+    assert_eq!(server.patch(&writer, size - 4, b"late").status, 204);
+    let body = rest(&mut stream);
+    assert!(body.len() < size - 1000 && !body.contains(&b'l'), "{} bytes came", body.len());
+    assert_eq!(server.range("images/0", "bytes=-4").body, b"late");
 }
 
 #[test]
@@ -844,10 +884,96 @@ fn it_ends_in_order_when_it_is_told_to() {
         let mut server = Server::start(&scratch, &["--writable", "-f", "raw", "disk.raw"]);
         let writer = server.writer();
         assert_eq!(server.patch(&writer, 0, b"text").status, 204);
+        assert_eq!(server.ask("POST", "images/0/flush", &[("Diskette-Writer", &writer)], b"").status, 204);
         let _idle = server.connect();
         server.signal(signal);
         assert_eq!(server.child.wait().unwrap().code(), Some(0), "{signal}");
     }
+}
+
+/// A server with two images that are to be changed.
+fn changing(scratch: &Scratch) -> Server {
+    for name in ["disk.raw", "other.raw"] {
+        fs::write(scratch.path().join(name), pattern(8192)).unwrap();
+    }
+    let args = ["--writable", "-f", "raw", "disk.raw", "other.raw"];
+    Server::spawn(command(scratch, &args).stderr(Stdio::piped()))
+}
+
+impl Server {
+    /// Tells the server to end and gives what it says once it waits for changes.
+    fn end(&mut self) -> BufReader<ChildStderr> {
+        self.signal("INT");
+        let mut said = BufReader::new(self.child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("Waiting for changes") {
+            line.clear();
+            assert!(said.read_line(&mut line).unwrap() > 0, "it does not wait");
+        }
+        said
+    }
+
+    /// What is said until the server has ended with this code.
+    fn ended(&mut self, mut said: BufReader<ChildStderr>, code: i32) -> String {
+        let mut left = String::new();
+        said.read_to_string(&mut left).unwrap();
+        assert_eq!(self.child.wait().unwrap().code(), Some(code), "{left}");
+        left
+    }
+}
+
+#[test]
+fn a_change_that_has_begun_is_made_before_the_program_ends() {
+    let scratch = Scratch::new();
+    let mut server = changing(&scratch);
+    let writer = server.writer();
+    let mut slow = server.begin_patch(&writer);
+    let said = server.end();
+    slow.write_all(b"late").unwrap();
+    assert_eq!(Reply::parse(&rest(&mut slow)).status, 204);
+    // What the page still has to change belongs to it; another change does not begin.
+    let other = server.ask("POST", "images/1/writer", &[], b"").json()["writer"].as_str().unwrap().to_string();
+    let range = ("Content-Range", "bytes 0-3/*");
+    let refused = server.ask("PATCH", "images/1", &[range, ("Diskette-Writer", &other)], b"text");
+    assert_eq!((refused.status, refused.header("diskette-error")), (503, "busy"), "{}", refused.text());
+    assert_eq!(server.patch(&writer, 4, b"r").status, 204);
+    assert_eq!(server.ask("POST", "images/0/flush", &[("Diskette-Writer", &writer)], b"").status, 204);
+    assert_eq!(server.ended(said, 0), "");
+    assert_eq!(fs::read(scratch.path().join("disk.raw")).unwrap()[..6], [b"later", &pattern(6)[5..]].concat()[..]);
+    assert!(fs::read(scratch.path().join("other.raw")).unwrap() == pattern(8192));
+}
+
+#[test]
+fn a_change_that_is_cut_off_is_told() {
+    for is_told_twice in [true, false] {
+        let scratch = Scratch::new();
+        let mut server = changing(&scratch);
+        let mut slow = server.begin_patch(&server.writer());
+        let said = server.end();
+        slow.write_all(b"la").unwrap();
+        let began = Instant::now();
+        if is_told_twice {
+            server.signal("INT");
+        }
+        let message = server.ended(said, 1);
+        let took = began.elapsed();
+        assert_eq!(took < Duration::from_secs(8), is_told_twice, "{took:?}");
+        assert!(message.contains("a change of 'disk.raw' was cut off"), "{message}");
+        assert!(!message.contains("other.raw"), "{message}");
+        assert!(rest(&mut slow).is_empty(), "it is not answered as if it were done");
+        assert!(fs::read(scratch.path().join("disk.raw")).unwrap() == pattern(8192), "nothing was written");
+    }
+}
+
+#[test]
+fn a_page_that_is_cut_off_between_two_requests_is_told() {
+    let scratch = Scratch::new();
+    let mut server = changing(&scratch);
+    assert_eq!(server.patch(&server.writer(), 0, b"half").status, 204);
+    let said = server.end();
+    server.signal("TERM");
+    let message = server.ended(said, 1);
+    assert!(message.contains("a change of 'disk.raw' was cut off") && !message.contains("other.raw"), "{message}");
 }
 
 #[test]

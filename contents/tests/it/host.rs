@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -42,6 +43,9 @@ pub struct Host {
     pub rounds: u64,
     /// How many bytes were asked for.
     pub given: u64,
+    /// A part of the disk, and how many bytes were asked for that are in it.
+    pub watched: Range<u64>,
+    pub given_of_watched: u64,
 }
 
 /// Nothing is kept and nothing is read ahead: every place where a call can stop is one where it does.
@@ -66,7 +70,7 @@ impl Host {
 
     pub fn with_sectors(source: Source, limits: Limits, sector_size: u64) -> Self {
         let contents = Contents::with_limits(source.size(), sector_size, limits).expect("the limits are valid");
-        Host { contents, source, rounds: 0, given: 0 }
+        Host { contents, source, rounds: 0, given: 0, watched: 0..0, given_of_watched: 0 }
     }
 
     /// Answers a call. What was given during it must not be asked for again.
@@ -82,6 +86,9 @@ impl Host {
                     for need in needs {
                         assert!(asked.insert(need.offset), "{need:?} was asked for twice within one call");
                         self.given += need.length;
+                        let (from, to) =
+                            (need.offset.max(self.watched.start), self.watched.end.min(need.offset + need.length));
+                        self.given_of_watched += to.saturating_sub(from);
                         let bytes = self.source.read(need.offset, need.length);
                         self.contents.give(need.offset, &bytes).expect("what was needed can be given");
                     }

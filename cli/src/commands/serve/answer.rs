@@ -20,6 +20,7 @@ use super::images::{Change, Now, Refusal, Served};
 use super::page::Page;
 use super::range::{BadRange, asked, changed};
 use super::stream::{Answer, Part};
+use super::underway::{Begun, Underway};
 use crate::number::MAX_OFFSET;
 
 /// Names the page that changes an image.
@@ -39,17 +40,23 @@ pub(super) struct Site {
     images: Vec<Arc<Served>>,
     patience: Duration,
     bodies: Semaphore,
+    underway: Arc<Underway>,
 }
 
 type Reply = Result<Response<Answer>, Refusal>;
 
 impl Site {
     pub(super) fn new(guard: Guard, page: Page, images: Vec<Arc<Served>>, patience: Duration) -> Self {
-        Site { guard, page, images, patience, bodies: Semaphore::new(BODIES_AT_ONCE) }
+        let underway = Underway::new(images.len());
+        Site { guard, page, images, patience, bodies: Semaphore::new(BODIES_AT_ONCE), underway }
     }
 
     pub(super) fn images(&self) -> &[Arc<Served>] {
         &self.images
+    }
+
+    pub(super) fn underway(&self) -> &Underway {
+        &self.underway
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Answer> {
@@ -110,9 +117,10 @@ impl Site {
         if let Some(rest) = name.strip_prefix("images/") {
             let (number, verb) = rest.split_once('/').unwrap_or((rest, ""));
             // As the list spells it.
-            let index = number.parse().ok().filter(|index: &usize| index.to_string() == number);
-            let image = index.and_then(|index| self.images.get(index)).ok_or_else(not_found)?.clone();
-            return self.image(image, verb, request).await;
+            let index =
+                number.parse().ok().filter(|index: &usize| index.to_string() == number).ok_or_else(not_found)?;
+            let image = self.images.get(index).ok_or_else(not_found)?.clone();
+            return self.image(image, index, verb, request).await;
         }
         let (bytes, kind) = self.page.find(name).ok_or_else(not_found)?;
         only_reads(&request)?;
@@ -129,44 +137,51 @@ impl Site {
         Ok(typed(list.to_string().into(), "application/json"))
     }
 
-    async fn image(&self, image: Arc<Served>, verb: &str, request: Request<Incoming>) -> Reply {
+    async fn image(&self, image: Arc<Served>, index: usize, verb: &str, request: Request<Incoming>) -> Reply {
         let id = writer(&request).map(str::to_string);
+        let expected: Vec<HeaderValue> = request.headers().get_all(IF_MATCH).iter().cloned().collect();
+        // A change counts from here on, also while what it brings along is still to come.
+        let begin = || {
+            image.check_writer(id.as_deref())?;
+            self.underway.begin(index).ok_or_else(ending)
+        };
         match (verb, request.method()) {
             ("", &Method::GET | &Method::HEAD) => part(image, request).await,
             ("", &Method::PATCH) => {
-                image.check_writer(id.as_deref())?;
+                let begun = begin()?;
                 let range = span(&request)?;
                 let body = self.body(request, MAX_BODY_BYTES).await?;
                 if body.len() as u64 != range.end - range.start {
                     let message = format!("{} bytes came where {range:?} were announced", body.len());
                     return Err(bad(message));
                 }
-                change(image, id, Change::Write(range.start, body)).await
+                change(begun, image, id, expected, Change::Write(range.start, body)).await
             }
             ("length", &Method::PUT) => {
-                image.check_writer(id.as_deref())?;
+                let begun = begin()?;
                 let body = self.body(request, MAX_NUMBER_BYTES).await?;
                 let length = std::str::from_utf8(&body).ok().and_then(|text| text.parse().ok());
                 let length = length.filter(|length| *length <= MAX_OFFSET);
                 let length = length.ok_or_else(|| bad("a length is a number below 2^63"))?;
-                change(image, id, Change::Resize(length)).await
+                change(begun, image, id, expected, Change::Resize(length)).await
             }
             ("zero" | "discard", &Method::POST) => {
-                image.check_writer(id.as_deref())?;
+                let begun = begin()?;
                 let range = span(&request)?;
-                change(image, id, if verb == "zero" { Change::Zero(range) } else { Change::Discard(range) }).await
+                let wish = if verb == "zero" { Change::Zero(range) } else { Change::Discard(range) };
+                change(begun, image, id, expected, wish).await
             }
             ("flush", &Method::POST) => {
-                image.check_writer(id.as_deref())?;
-                flush(image).await
+                let begun = begin()?;
+                flush(begun, image).await
             }
             ("writer", &Method::POST) => {
                 let id = blocking(move || image.hand_over(id.as_deref())).await??;
                 Ok(typed(json!({ "writer": id }).to_string().into(), "application/json"))
             }
             ("writer", &Method::DELETE) => {
-                image.check_writer(id.as_deref())?;
-                let response = flush(image.clone()).await?;
+                let begun = begin()?;
+                let response = flush(begun, image.clone()).await?;
                 image.let_go(&id.unwrap_or_default());
                 Ok(response)
             }
@@ -212,20 +227,18 @@ async fn part(image: Arc<Served>, request: Request<Incoming>) -> Reply {
     let file = image.clone();
     let now = blocking(move || file.now()).await??;
     let tag = HeaderValue::from_str(&now.tag).map_err(internal)?;
-    let is_other = |name| headers.get_all(name).iter().any(|value| *value != tag && *value != "*");
-    if is_other(IF_MATCH) || is_other(IF_RANGE) {
-        let message = "the file has changed since then; open it again";
-        return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, ErrorKind::Io, message));
-    }
+    now.check(headers.get_all(IF_MATCH).iter().chain(headers.get_all(IF_RANGE)))?;
     let mut response = match ranged(headers, now.length) {
         Ok(Some(range)) => {
-            let mut response = Response::new(Answer::Part(Part::new(image, range.clone())));
+            let mut response = Response::new(Answer::Part(Part::new(image, now.changes, range.clone())));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             response.headers_mut().insert(CONTENT_RANGE, content_range(&range, now.length)?);
             response
         }
         // Of what is not sent only the length is told.
-        Ok(None) if request.method() == Method::HEAD => Response::new(Answer::Part(Part::new(image, 0..now.length))),
+        Ok(None) if request.method() == Method::HEAD => {
+            Response::new(Answer::Part(Part::new(image, now.changes, 0..now.length)))
+        }
         Ok(None) => return Err(bad("an image is not given as a whole; ask for a range of its bytes")),
         Err(why) => out_of_range(why, now.length)?,
     };
@@ -254,13 +267,21 @@ fn asset(bytes: Bytes, kind: &'static str, headers: &HeaderMap) -> Reply {
     Ok(response)
 }
 
-async fn change(image: Arc<Served>, writer: Option<String>, change: Change) -> Reply {
-    done(&blocking(move || image.change(writer.as_deref(), &change)).await??)
+/// The change counts as under way until it is done, even if nobody waits for it any more.
+async fn change(
+    begun: Begun,
+    image: Arc<Served>,
+    writer: Option<String>,
+    expected: Vec<HeaderValue>,
+    change: Change,
+) -> Reply {
+    done(&blocking(move || image.change(begun, writer.as_deref(), &expected, &change)).await??)
 }
 
 /// Others need not wait for it.
-async fn flush(image: Arc<Served>) -> Reply {
+async fn flush(begun: Begun, image: Arc<Served>) -> Reply {
     let flush = move || {
+        let _begun = begun;
         image.flush()?;
         image.now()
     };
@@ -341,6 +362,11 @@ fn bad(message: impl Into<String>) -> Refusal {
 
 fn not_found() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "there is nothing of that name here")
+}
+
+fn ending() -> Refusal {
+    let message = "'diskette serve' has been told to end, and changes nothing more";
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Busy, message)
 }
 
 fn not_allowed(methods: &'static str) -> Refusal {

@@ -12,9 +12,11 @@ use diskette::protocols::nbd::parse_name;
 use diskette::{Error, ErrorKind, Node, OpenOptions, Preallocation, ReadFlags, Role, WriteFlags, block_on};
 use hyper::StatusCode;
 use hyper::body::Bytes;
+use hyper::header::HeaderValue;
 use serde_json::{Value as Json, json};
 
 use super::guard::secret;
+use super::underway::Begun;
 use crate::args::ServeArgs;
 use crate::open::explain;
 use crate::{Failure, program};
@@ -82,6 +84,8 @@ pub(super) struct Served {
 struct Writer {
     id: String,
     heard: Instant,
+    /// There while it has changed something and has not flushed that: it may not be done.
+    unflushed: Option<Begun>,
 }
 
 /// A file that an image names.
@@ -97,6 +101,19 @@ pub(super) struct Now {
     pub(super) length: u64,
     /// Differs after every change.
     pub(super) tag: String,
+    /// How many changes were made here.
+    pub(super) changes: u64,
+}
+
+impl Now {
+    /// Fails if one of the tags that a request expects is another one.
+    pub(super) fn check<'a>(&self, expected: impl IntoIterator<Item = &'a HeaderValue>) -> Result<(), Refusal> {
+        if expected.into_iter().all(|tag| *tag == self.tag || *tag == "*") {
+            return Ok(());
+        }
+        let message = "the file has changed since then; open it again";
+        Err(Refusal::new(StatusCode::PRECONDITION_FAILED, ErrorKind::Io, message))
+    }
 }
 
 /// Opens the images, and with `--follow` the files that they name.
@@ -199,6 +216,10 @@ impl Served {
         Served { name, format, is_named, writable, file, identity, changes, changing, writer, references }
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What the page is told about the file.
     pub(super) fn describe(&self, index: usize) -> Json {
         let (size, problem) = match self.now() {
@@ -250,34 +271,56 @@ impl Served {
         let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
         let changes = self.changes.load(Ordering::Acquire);
         let tag = format!("\"{:x}-{length:x}-{seconds:x}.{nanoseconds:x}-{changes:x}\"", metadata.ino());
-        Ok(Now { length, tag })
+        Ok(Now { length, tag, changes })
     }
 
-    /// Bytes of the file.
-    pub(super) fn read(&self, at: u64, len: usize) -> Result<Bytes, Error> {
+    /// Bytes of the file as it was after so many changes made here; fails if there are more by now.
+    pub(super) fn read(&self, at: u64, len: usize, changes: u64) -> Result<Bytes, Error> {
         let mut bytes = vec![0; len];
         block_on(self.file.read(at, &mut bytes, ReadFlags::default()))?;
+        // A change is counted before it is made.
+        if self.changes.load(Ordering::Acquire) != changes {
+            let text = format!("'{}' was changed while a part of it was sent", self.name);
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
         Ok(bytes.into())
     }
 
-    /// Changes the file for the page that is its writer; the answer is what it is like then.
-    pub(super) fn change(&self, writer: Option<&str>, change: &Change) -> Result<Now, Refusal> {
+    /// Changes the file for the page that is its writer, if it still has the tags that the page expects; the answer is
+    /// what it is like then.
+    pub(super) fn change(
+        &self,
+        begun: Begun,
+        writer: Option<&str>,
+        expected: &[HeaderValue],
+        change: &Change,
+    ) -> Result<Now, Refusal> {
         let _alone = lock(&self.changing);
         // What was announced by the writer may have come when another page was.
         self.check_writer(writer)?;
-        self.look()?;
+        self.look()?.check(expected)?;
         self.changes.fetch_add(1, Ordering::AcqRel);
+        let outcome = self.apply(change);
+        if let Some(now) = lock(&self.writer).as_mut().filter(|now| Some(now.id.as_str()) == writer) {
+            // While a change takes its time, its page is silent for a good reason.
+            now.heard = Instant::now();
+            now.unflushed.get_or_insert(begun);
+        }
+        outcome?;
+        self.look()
+    }
+
+    fn apply(&self, change: &Change) -> Result<(), Error> {
         let span = |range: &Range<u64>| diskette::Range::new(range.start, range.end - range.start);
         match change {
-            Change::Write(at, bytes) => block_on(self.file.write(*at, bytes, WriteFlags::default()))?,
+            Change::Write(at, bytes) => block_on(self.file.write(*at, bytes, WriteFlags::default())),
             Change::Zero(range) => {
                 let flags = WriteFlags { may_unmap: true, ..WriteFlags::default() };
-                block_on(self.file.write_zeroes(span(range), flags))?;
+                block_on(self.file.write_zeroes(span(range), flags))
             }
-            Change::Discard(range) => block_on(self.file.discard(span(range)))?,
-            Change::Resize(length) => block_on(self.file.resize(*length, Preallocation::Off))?,
+            Change::Discard(range) => block_on(self.file.discard(span(range))),
+            Change::Resize(length) => block_on(self.file.resize(*length, Preallocation::Off)),
         }
-        self.look()
     }
 
     /// Makes a page the writer of this file, unless another one is. `own` is what it was called before. A change that
@@ -303,7 +346,7 @@ impl Served {
             }
         }
         let id = secret().map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
-        *writer = Some(Writer { id: id.clone(), heard: Instant::now() });
+        *writer = Some(Writer { id: id.clone(), heard: Instant::now(), unflushed: None });
         Ok(id)
     }
 
@@ -346,6 +389,11 @@ impl Served {
 
     /// Everything written is where a power cut does not reach it.
     pub(super) fn flush(&self) -> Result<(), Error> {
-        block_on(self.file.flush())
+        let changes = self.changes.load(Ordering::Acquire);
+        block_on(self.file.flush())?;
+        if let Some(writer) = lock(&self.writer).as_mut().filter(|_| self.changes.load(Ordering::Acquire) == changes) {
+            writer.unflushed = None;
+        }
+        Ok(())
     }
 }

@@ -28,16 +28,17 @@ pub(super) enum Answer {
     Part(Part),
 }
 
-/// A part of a file that is read as it is sent.
+/// A part of a file that is read as it is sent, all of it as it was after so many changes.
 pub(super) struct Part {
     file: Arc<Served>,
+    changes: u64,
     left: Range<u64>,
     piece: Option<JoinHandle<io::Result<Bytes>>>,
 }
 
 impl Part {
-    pub(super) fn new(file: Arc<Served>, range: Range<u64>) -> Self {
-        Part { file, left: range, piece: None }
+    pub(super) fn new(file: Arc<Served>, changes: u64, range: Range<u64>) -> Self {
+        Part { file, changes, left: range, piece: None }
     }
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
@@ -45,10 +46,10 @@ impl Part {
             return Poll::Ready(None);
         }
         let piece = self.piece.get_or_insert_with(|| {
-            let (file, at) = (self.file.clone(), self.left.start);
+            let (file, changes, at) = (self.file.clone(), self.changes, self.left.start);
             let len = (self.left.end - at).min(PIECE_BYTES) as usize;
             spawn_blocking(move || {
-                file.read(at, len).map_err(|error| {
+                file.read(at, len, changes).map_err(|error| {
                     // An answer that has begun can only break off, which says nothing.
                     eprintln!("{}: {}", program::name(), explain(&error, ""));
                     io::Error::other(error)
