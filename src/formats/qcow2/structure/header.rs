@@ -8,7 +8,9 @@ use alloc::vec::Vec;
 use byteorder::{BE, ByteOrder};
 
 use crate::error::Result;
-use crate::formats::qcow2::extension::{BACKING_FORMAT, BITMAPS, DATA_FILE, ENCRYPTION, Extensions, FEATURE_NAMES};
+use crate::formats::qcow2::extension::{
+    BACKING_FORMAT, BITMAPS, DATA_FILE, ENCRYPTION, Extensions, FEATURE_NAMES, RawBitmaps, RawEncryption, RawExtension,
+};
 use crate::formats::qcow2::header::{FeatureName, Header, KNOWN_FEATURES, MAX_BACKING_NAME, RawHeader};
 use crate::formats::qcow2::structure::{Branch, Tables};
 use crate::node::Range;
@@ -20,32 +22,6 @@ use crate::wire::on_disk;
 const FEATURE_BYTES: u64 = RawFeature::SIZE as u64;
 /// Texts are shown up to this many bytes.
 const MAX_TEXT: u64 = 4096;
-
-on_disk! {
-    /// What every extension begins with.
-    struct RawExtension: 8 bytes {
-        kind: u32 = 0, "Which extension it is; 0 ends the list.";
-        len: u32 = 4, "Length of its data, without the padding to a multiple of 8.";
-    }
-}
-
-on_disk! {
-    /// The data of the bitmaps extension.
-    pub(super) struct RawBitmaps: 24 bytes {
-        nb_bitmaps: u32 = 0, "Number of bitmaps.";
-        reserved: u32 = 4, "Reserved; zero.";
-        bitmap_directory_size: u64 = 8, "Length of the directory in bytes.";
-        bitmap_directory_offset: u64 = 16, "Offset of the directory; cluster aligned.";
-    }
-}
-
-on_disk! {
-    /// The data of the encryption header pointer.
-    struct RawEncryption: 16 bytes {
-        offset: u64 = 0, "Offset of the encryption header; cluster aligned.";
-        length: u64 = 8, "Length of the encryption header in bytes.";
-    }
-}
 
 on_disk! {
     /// An entry of the table of feature names.
