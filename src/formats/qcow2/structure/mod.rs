@@ -132,6 +132,8 @@ struct Tables<'a> {
     /// The start of the file: what is there of the longest header.
     head: Vec<u8>,
     raw: RawHeader,
+    /// The header, or what is wrong with it.
+    header: Result<Header>,
     cluster: ClusterBits,
     /// Whether the size of clusters makes sense, without which nothing can be found.
     has_cluster: bool,
@@ -149,10 +151,12 @@ impl<'a> Tables<'a> {
         let raw = RawHeader::read(&head);
         let known = ClusterBits::new(raw.cluster_bits);
         let smallest = ClusterBits::SMALLEST;
+        let length = file.info().length;
         Ok(Tables {
             file,
             data_file: context.data_file,
-            length: file.info().length,
+            length,
+            header: Header::parse(&head, length),
             head,
             raw,
             cluster: known.unwrap_or(smallest),
@@ -161,11 +165,6 @@ impl<'a> Tables<'a> {
             external: raw.incompatible_features & INCOMPATIBLE_DATA_FILE != 0,
             extensions: Mutex::new(None),
         })
-    }
-
-    /// The header, if nothing is wrong with it.
-    fn checked_header(&self) -> Option<Header> {
-        Header::parse(&self.head, self.length).ok()
     }
 
     /// The part of the image file that is at `at`, if it is there.
@@ -229,7 +228,7 @@ impl<'a> Tables<'a> {
 
     async fn section(&self, section: &Section) -> Result<Child<Branch>> {
         match section {
-            Section::Header => self.header_part().await,
+            Section::Header => Ok(self.header_part()),
             Section::Extensions => self.extensions_part().await,
             Section::BackingName => Ok(self.backing_name().await?.into()),
             Section::RefcountTable => Ok(self.refcount_table_part()),
@@ -275,7 +274,7 @@ impl Tree for Tables<'_> {
         Ok(match branch {
             Branch::Image => return self.image(page).await,
             Branch::Header => Listing::page(self.header_fields().await?, page),
-            Branch::Features(kind) => Listing::page(self.features(*kind).await?, page),
+            Branch::Features(kind) => Listing::page(self.features(*kind, &self.feature_names().await?), page),
             Branch::Extensions => Listing::page(self.extension_parts().await?, page),
             Branch::Extension(found) => Listing::page(self.extension(found).await?, page),
             Branch::FeatureName(at) => Listing::page(self.feature_name(*at).await?, page),
