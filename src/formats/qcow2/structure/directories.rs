@@ -180,8 +180,7 @@ impl Tables<'_> {
         Ok(L1 {
             at: raw.l1_table_offset,
             entries: raw.l1_size.into(),
-            // Without the field the disk is taken to be as large as now.
-            size: word(&extra, 1).unwrap_or(self.raw.size),
+            size: raw.disk_size(word(&extra, 1), self.raw.size, self.l2_coverage()),
         })
     }
 

@@ -39,7 +39,7 @@ impl Tables<'_> {
     }
 
     /// Guest bytes of an L2 table.
-    fn l2_coverage(&self) -> u64 {
+    pub(super) fn l2_coverage(&self) -> u64 {
         self.cluster.size() / self.l2_entry_bytes() * self.cluster.size()
     }
 
