@@ -12,10 +12,10 @@ use crate::formats::qcow2::bitmap::{
 use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, MAX_SNAPSHOTS};
 use crate::formats::qcow2::snapshot::{MAX_EXTRA_BYTES, MAX_TABLE_BYTES, RawSnapshot, entry_len};
 use crate::formats::qcow2::structure::header::text;
-use crate::formats::qcow2::structure::{Branch, L1, Tables};
+use crate::formats::qcow2::structure::{Branch, L1, Tables, counted};
 use crate::formats::qcow2::table::{OFFSET_MASK, word};
 use crate::node::{Node, Range};
-use crate::structure::tree::{Bits, Child, Listing, Page, blame, fields, read, stored};
+use crate::structure::tree::{Bits, Child, Listing, Page, blame, fields, read};
 use crate::structure::{Part, PartKind};
 use crate::wire::on_disk;
 
@@ -88,16 +88,14 @@ impl Tables<'_> {
     pub(super) async fn snapshots_part(&self) -> Result<Child<Branch>> {
         let at = self.raw.snapshots_offset;
         let (seen, whole, end) = self.each_snapshot(|_, _, _| {}).await?;
-        let crooked = (!self.cluster.is_aligned(at))
-            .then(|| format!("it lies at {at:#x}, which is not a multiple of the cluster size"));
         let count = self.raw.nb_snapshots;
         let cut = (!whole).then(|| format!("not all of its {count} entries are in the file"));
         let doc = "The internal snapshots: disks as they were, of which the clusters are kept.";
         // The padding of the last entry may be missing.
         let place = Range::new(at, end.min(self.length).saturating_sub(at));
         let part = Part::new(PartKind::Table, "snapshot table", place, doc)
-            .value(format!("{count} {}", if count == 1 { "snapshot" } else { "snapshots" }))
-            .problem(crooked)
+            .value(counted(count, "snapshot", "snapshots"))
+            .problem(self.crooked(at))
             .problem(cut);
         Ok(part.with(seen + u64::from(!whole), Branch::Snapshots))
     }
@@ -149,8 +147,6 @@ impl Tables<'_> {
         let extra = (raw.extra_data_size > MAX_EXTRA_BYTES)
             .then(|| format!("it has {} bytes of extra data, expected at most {MAX_EXTRA_BYTES}", raw.extra_data_size));
         let end = names.saturating_add(id_len).saturating_add(raw.name_size.into());
-        let beyond = (end > self.length)
-            .then(|| format!("it ends at {end:#x}, beyond the end of the file at {:#x}", self.length));
         let range = Range::new(at, self.snapshot_end(at, &raw).saturating_sub(at));
         let short = (self.raw.version >= 3 && raw.extra_data_size < 16)
             .then(|| "version 3 wants at least 16 bytes of extra data".to_string());
@@ -159,7 +155,7 @@ impl Tables<'_> {
         let part = Part::new(PartKind::Entry, format!("snapshot {index}"), range, doc)
             .value(value)
             .problem(extra)
-            .problem(beyond)
+            .problem(self.beyond(end))
             .problem(short)
             .problem(l1.part.problem.map(|problem| format!("its L1 table: {problem}")));
         // Its fields, identifier, name and L1 table, and what not every snapshot has.
@@ -238,18 +234,14 @@ impl Tables<'_> {
         let (seen, whole) = self.each_bitmap(directory, |_, _, _| {}).await?;
         let stale = (self.raw.autoclear_features & AUTOCLEAR_BITMAPS == 0)
             .then(|| "the autoclear feature 'bitmaps' is not set: it is out of date and not looked at".to_string());
-        let crooked = (!self.cluster.is_aligned(at))
-            .then(|| format!("it lies at {at:#x}, which is not a multiple of the cluster size"));
-        let beyond = (directory.end() > self.length)
-            .then(|| format!("it ends at {:#x}, beyond the end of the file at {:#x}", directory.end(), self.length));
         let other = (whole && seen != u64::from(raw.nb_bitmaps))
             .then(|| format!("it has {seen} entries, but the extension says {}", raw.nb_bitmaps));
         let doc = "The persistent bitmaps: which parts of the disk were written to since some moment.";
         let part = Part::new(PartKind::Table, "bitmap directory", directory, doc)
-            .value(format!("{} {}", raw.nb_bitmaps, if raw.nb_bitmaps == 1 { "bitmap" } else { "bitmaps" }))
+            .value(counted(raw.nb_bitmaps, "bitmap", "bitmaps"))
             .problem(stale)
-            .problem(crooked)
-            .problem(beyond)
+            .problem(self.crooked(at))
+            .problem(self.beyond(directory.end()))
             .problem(other);
         Ok(part.with(seen + u64::from(!whole), Branch::Bitmaps(directory)))
     }
@@ -359,35 +351,29 @@ impl Tables<'_> {
 
     pub(super) async fn bitmap_table(&self, raw: &RawBitmap, page: Page) -> Result<Listing<Branch>> {
         let (start, entries) = (raw.bitmap_table_offset, u64::from(raw.bitmap_table_size));
-        let (total, _) = stored(start, entries, 8, self.length);
-        let wanted = page.of(total);
-        let bytes = read(self.file, start.saturating_add(wanted.start * 8), (wanted.end - wanted.start) * 8).await?;
-        let header = self.header.as_ref().ok();
+        let table = Range::new(start, entries.saturating_mul(8));
         // A bit for so many bytes, and a cluster full of bits for each entry.
         let covered =
             1u64.checked_shl(raw.granularity_bits.into()).and_then(|bytes| bytes.checked_mul(self.cluster.size() * 8));
-        let mut children = Vec::new();
-        for (index, number) in wanted.zip(0..) {
-            let Some(entry) = word(&bytes, number) else { break };
+        let part = |index: u64, at, entry: &[u8]| {
+            let entry = word(entry, 0).unwrap_or(0);
             let host = entry & OFFSET_MASK;
             let value = match (host, entry & ALL_ONES) {
                 (0, 0) => "all bits clear".to_string(),
                 (0, _) => "all bits set".to_string(),
                 (host, _) => format!("bits at {host:#x}"),
             };
-            let error = header
-                .and_then(|header| check_word(header, Range::new(start, entries * 8), index, entry, self.length).err());
+            let header = self.header.as_ref().ok();
+            let error = header.and_then(|header| check_word(header, table, index, entry, self.length).err());
             let guest = covered.and_then(|covered| Some(Range::new(index.checked_mul(covered)?, covered)));
-            let at = start + index * 8;
-            let part =
-                Part::new(PartKind::Entry, format!("entry {index}"), Range::new(at, 8), "Where some of the bits are.")
-                    .value(value)
-                    .problem(error.map(|error| error.problem().to_string()))
-                    .target(self.place(host, self.cluster.size()))
-                    .guest(guest);
-            children.push(part.with(BITMAP_ENTRY_PARTS, Branch::BitmapEntry { at, word: entry }));
-        }
-        Ok(Listing { total, children })
+            Part::new(PartKind::Entry, format!("entry {index}"), Range::new(at, 8), "Where some of the bits are.")
+                .value(value)
+                .problem(error.map(|error| error.problem().to_string()))
+                .target(self.place(host, self.cluster.size()))
+                .guest(guest)
+                .with(BITMAP_ENTRY_PARTS, Branch::BitmapEntry { at, word: entry })
+        };
+        self.entries((start, entries, 8), page, part).await
     }
 
     pub(super) fn bitmap_entry(&self, at: u64, word: u64) -> Vec<Child<Branch>> {
