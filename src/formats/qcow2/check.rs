@@ -255,7 +255,7 @@ impl<'a> Check<'a> {
                 .snapshots
                 .iter()
                 .filter(|snapshot| image.check_snapshot_l1(snapshot).is_ok())
-                .map(|snapshot| (RegionKind::L1Table, Range::new(snapshot.l1_offset, snapshot.l1_entries * 8))),
+                .map(|snapshot| (RegionKind::L1Table, snapshot.l1())),
         );
         places.extend(image.extensions.encryption.map(|(at, len)| (RegionKind::Encryption, Range::new(at, len))));
         for (kind, place) in places {

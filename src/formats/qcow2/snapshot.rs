@@ -92,6 +92,11 @@ impl Directory {
 }
 
 impl StoredSnapshot {
+    /// Where its L1 table is.
+    pub(super) fn l1(&self) -> Range {
+        Range::new(self.l1_offset, self.l1_entries * 8)
+    }
+
     /// Length of the entry in a table.
     #[cfg(feature = "write")]
     pub(super) fn len(&self) -> u64 {
