@@ -48,6 +48,7 @@ export interface StructureOptions extends Abortable {
 export type RegionKind =
   | "free"
   | "leaked"
+  | "unknown"
   | "contested"
   | "header"
   | "l1-table"

@@ -16,6 +16,8 @@ pub enum RegionKind {
     Free,
     /// Nothing refers to it, but it is marked as used.
     Leaked,
+    /// It is marked as used, and what may refer to it cannot be read.
+    Unknown,
     /// Things of different kinds refer to it: at least one of them is wrong.
     Contested,
     /// The header of the image.
@@ -48,9 +50,10 @@ pub enum RegionKind {
 
 impl RegionKind {
     /// Every kind; the position of each is its number.
-    pub const ALL: [RegionKind; 16] = [
+    pub const ALL: [RegionKind; 17] = [
         RegionKind::Free,
         RegionKind::Leaked,
+        RegionKind::Unknown,
         RegionKind::Contested,
         RegionKind::Header,
         RegionKind::L1Table,
@@ -72,6 +75,7 @@ impl RegionKind {
         match self {
             RegionKind::Free => "free",
             RegionKind::Leaked => "leaked",
+            RegionKind::Unknown => "unknown",
             RegionKind::Contested => "contested",
             RegionKind::Header => "header",
             RegionKind::L1Table => "l1-table",

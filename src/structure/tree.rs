@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::{Node, Range, ReadFlags, Role};
 use crate::structure::{BitRange, MAX_PARTS, Part, PartKind, Parts, Place};
-use crate::wire::{Field, FieldKind, field_number, field_text};
+use crate::wire::{Field, FieldKind, field_text};
 
 /// A part, and how to get at its parts.
 pub(crate) struct Child<B> {
@@ -129,7 +129,7 @@ pub(crate) fn fields<'a>(fields: &'static [Field], bytes: &'a [u8], at: u64) -> 
             (FieldKind::Bytes, Some(bytes)) => bytes_text(bytes),
             _ => field_text(field, bytes),
         };
-        let beyond = field_number(field, bytes).is_none() && bytes.len() < field.offset + field.len;
+        let beyond = bytes.len() < field.offset + field.len;
         Part::new(PartKind::Field, field.name, range, field.doc)
             .value(text)
             .problem(beyond.then(|| "it lies beyond the end of the file".to_string()))

@@ -151,3 +151,43 @@ fn changes_are_seen_when_they_are_flushed() {
     assert_eq!((after["data"], after["snapshot-data"]), (4 * 4096, 3 * 4096), "{after:?}");
     block_on(image.close()).unwrap();
 }
+
+#[test]
+fn nothing_is_leaked_that_an_unreadable_snapshot_may_refer_to() {
+    let cluster = 4096;
+    let file = Memory::new(create(1 << 20, &[("cluster_size", "4k")]));
+    let image = open(file.clone(), &writable()).unwrap();
+    write(&*image, 0, &[1; 20_000]).unwrap();
+    block_on(image.snapshot(&SnapshotChange::Create { name: "one".into(), date_sec: 1, date_nsec: 0 })).unwrap();
+    write(&*image, 0, &[2; 8192]).unwrap();
+    block_on(image.close()).unwrap();
+    let mut bytes = file.to_vec();
+    let for_check = OpenOptions { structure_only: true, for_check: true, ..OpenOptions::default() };
+    let whole = by_kind(&open(file, &for_check).unwrap(), bytes.len() as u64);
+    // Too much extra data, and a table that is nowhere.
+    let snapshots = be(&bytes, 64, 8) as usize;
+    for (at, value) in [(snapshots + 36, [0xff; 4]), (64, [0xff; 4])] {
+        bytes[at..at + 4].copy_from_slice(&value);
+        let image = open(Memory::new(bytes.clone()), &for_check).unwrap();
+        let report = block_on(image.check()).unwrap();
+        assert!(report.aborted.is_some() && report.leaks == 0, "{report:?}");
+        let sums = by_kind(&image, bytes.len() as u64);
+        assert!(!sums.contains_key("leaked") && !sums.contains_key("snapshot-data"), "{sums:?}");
+        // The table itself, the L1 table and the L2 table of the snapshot, and what it alone refers to.
+        assert_eq!(sums["unknown"], whole["snapshot-table"] + 2 * cluster + whole["snapshot-data"], "{sums:?}");
+    }
+}
+
+#[test]
+fn an_image_that_was_found_to_be_corrupt_is_not_written_to() {
+    let mut bytes = create(8 << 20, &[("cluster_size", "4k")]);
+    let entry = be(&bytes, 40, 8) as usize + 3 * 8;
+    bytes[entry..entry + 8].copy_from_slice(&(1u64 << 63 | 0x200).to_be_bytes());
+    let file = Memory::new(bytes);
+    let image = open(file.clone(), &writable()).unwrap();
+    write(&*image, 0, &[1; 4096]).unwrap();
+    assert_eq!(write(&*image, 7 << 20, &[1; 4096]).unwrap_err().kind(), ErrorKind::Corrupt);
+    let before = file.to_vec();
+    assert_eq!(block_on(image.regions()).unwrap_err().kind(), ErrorKind::Closed);
+    assert!(file.to_vec() == before);
+}

@@ -617,3 +617,20 @@ fn whatever_the_bytes_are_nothing_panics_or_takes_long() {
     }
     assert!(opened > 30, "{opened}");
 }
+
+#[test]
+fn a_snapshot_without_the_size_of_its_disk_maps_what_its_entries_cover() {
+    for (cluster, entries, size) in [("512", 1u32, 32 << 10), ("512", 100, 1 << 20), ("2M", u32::MAX, 1 << 20)] {
+        let mut bytes = create(1 << 20, &[("compat", "0.10"), ("cluster_size", cluster)]);
+        let at = bytes.len().next_multiple_of(1 << be(&bytes, 20, 4));
+        bytes.resize(at + 40, 0);
+        bytes[60..64].copy_from_slice(&1u32.to_be_bytes());
+        bytes[64..72].copy_from_slice(&(at as u64).to_be_bytes());
+        bytes[at + 8..at + 12].copy_from_slice(&entries.to_be_bytes());
+        let snapshot = path_to(&bytes, &["snapshot table", "snapshot 0"]);
+        let table = all(&bytes, &snapshot).pop().unwrap();
+        assert_eq!(table.guest, Some(Range::new(0, size)), "{cluster}");
+        let image = open(Memory::new(bytes), &OpenOptions::default()).unwrap();
+        assert_eq!(image.describe().unwrap().snapshots[0].disk_size, size, "{cluster}");
+    }
+}

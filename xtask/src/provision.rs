@@ -7,6 +7,22 @@ use anyhow::{Result, bail};
 
 use crate::process::{command, run, succeeds};
 
+/// What makes the disks whose contents are looked at.
+pub(crate) const FILE_SYSTEM_TOOLS: [(&str, &str); 12] = [
+    ("sfdisk", "fdisk"),
+    ("parted", "parted"),
+    ("mke2fs", "e2fsprogs"),
+    ("mkfs.vfat", "dosfstools"),
+    ("mcopy", "mtools"),
+    ("ntfs-3g", "ntfs-3g"),
+    ("setfattr", "attr"),
+    ("genisoimage", "genisoimage"),
+    ("mkfs.exfat", "exfatprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("mksquashfs", "squashfs-tools"),
+];
+
 /// Whether a program can be started.
 pub(crate) fn has(program: &str) -> bool {
     succeeds(Command::new("sh").args(["-c", &format!("command -v {program}")]))

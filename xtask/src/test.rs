@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::process::{cargo, command, run as run_process};
-use crate::{no_std, provision, wasm};
+use crate::{fuzz, no_std, provision, wasm};
 
 struct Step {
     name: &'static str,
@@ -29,7 +29,7 @@ const STEPS: &[Step] = &[
     Step { name: "wasm", about: "the WebAssembly modules build and keep their budgets", run: wasm_step },
     Step { name: "node", about: "the JavaScript package in Node.js", run: node },
     Step { name: "browser", about: "the inspector in headless Chromium", run: browser },
-    Step { name: "fuzz", about: "the fuzz targets, for a moment each", run: fuzz },
+    Step { name: "fuzz", about: "the fuzz targets, for a moment each", run: fuzz::run },
     Step { name: "deny", about: "licences and sources of the dependencies", run: deny },
 ];
 
@@ -77,27 +77,11 @@ fn nextest() -> Result<()> {
     provision::cargo_tool("cargo-nextest")?;
     provision::program("qemu-img", "qemu-utils")?;
     provision::program("cryptsetup", "cryptsetup-bin")?;
-    for (program, package) in FILE_SYSTEM_TOOLS {
+    for (program, package) in provision::FILE_SYSTEM_TOOLS {
         provision::program(program, package)?;
     }
     run_process(&mut cargo(&["nextest", "run", "--workspace", "--locked"]))
 }
-
-/// What makes the disks whose contents are looked at.
-const FILE_SYSTEM_TOOLS: [(&str, &str); 12] = [
-    ("sfdisk", "fdisk"),
-    ("parted", "parted"),
-    ("mke2fs", "e2fsprogs"),
-    ("mkfs.vfat", "dosfstools"),
-    ("mcopy", "mtools"),
-    ("ntfs-3g", "ntfs-3g"),
-    ("setfattr", "attr"),
-    ("genisoimage", "genisoimage"),
-    ("mkfs.exfat", "exfatprogs"),
-    ("mkfs.xfs", "xfsprogs"),
-    ("mkfs.btrfs", "btrfs-progs"),
-    ("mksquashfs", "squashfs-tools"),
-];
 
 fn portable() -> Result<()> {
     // Alone, so that the command line's faster decoders are not built in.
@@ -161,21 +145,6 @@ fn browser() -> Result<()> {
     // The program has the page in it, and serves it.
     run_process(&mut cargo(&["build", "--locked", "--package", "diskette-cli"]))?;
     npm("test")
-}
-
-/// Seconds per fuzz target.
-const FUZZ_SECONDS: u32 = 15;
-
-fn fuzz() -> Result<()> {
-    provision::cargo_tool("cargo-fuzz")?;
-    for target in ["open_any", "qcow2_ops"] {
-        // The code is safe Rust, so no sanitizer is needed; without one the stable compiler will do.
-        let limit = format!("-max_total_time={FUZZ_SECONDS}");
-        let mut fuzz =
-            cargo(&["fuzz", "run", "--sanitizer", "none", target, "--", &limit, "-rss_limit_mb=2048", "-verbosity=0"]);
-        run_process(fuzz.env("RUSTC_BOOTSTRAP", "1"))?;
-    }
-    Ok(())
 }
 
 fn deny() -> Result<()> {

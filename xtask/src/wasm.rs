@@ -12,41 +12,50 @@ use crate::toolchain::Toolchain;
 
 const TARGET: &str = "wasm32-unknown-unknown";
 const DIST: &str = "pkg/dist";
+const CONTENTS_DIST: &str = "www/contents";
 
 /// A module.
 struct Build {
-    /// What its files in `pkg/dist` are called.
+    package: &'static str,
+    /// Where its files are put, and what they are called.
+    dist: &'static str,
     name: &'static str,
     features: &'static str,
     /// It may weigh this much, gzipped.
     budget: u64,
 }
 
-const BUILDS: [Build; 3] = [
-    Build { name: "diskette", features: "wasm,qcow2,deflate,zstd", budget: 150 << 10 },
-    Build { name: "full", features: "wasm,qcow2,luks,deflate,zstd,write,crypto", budget: 350 << 10 },
-    // For the browser inspector, not in the package.
-    Build { name: "inspector", features: "wasm,qcow2,luks,deflate,zstd,write,crypto,structure", budget: 450 << 10 },
+const BUILDS: [Build; 4] = [
+    Build { package: "diskette", dist: DIST, name: "diskette", features: "wasm,qcow2,deflate,zstd", budget: 150 << 10 },
+    Build {
+        package: "diskette",
+        dist: DIST,
+        name: "full",
+        features: "wasm,qcow2,luks,deflate,zstd,write,crypto",
+        budget: 350 << 10,
+    },
+    // The others are for the browser inspector, not in the package.
+    Build {
+        package: "diskette",
+        dist: DIST,
+        name: "inspector",
+        features: "wasm,qcow2,luks,deflate,zstd,write,crypto,structure",
+        budget: 450 << 10,
+    },
+    Build { package: "diskette-contents", dist: CONTENTS_DIST, name: "contents", features: "wasm", budget: 180 << 10 },
 ];
-
-/// The module of the inspector that looks into file systems. It is no part of the package.
-const CONTENTS: Build = Build { name: "contents", features: "wasm", budget: 180 << 10 };
-const CONTENTS_DIST: &str = "www/contents";
 
 /// Builds `pkg/dist` and `www/contents`. With `release` the modules are also optimised by Binaryen, if pkg has it installed.
 pub(crate) fn run(release: bool) -> Result<()> {
     let toolchain = Toolchain::for_target(TARGET)?;
-    std::fs::create_dir_all(DIST)?;
-    std::fs::create_dir_all(CONTENTS_DIST)?;
     for build in &BUILDS {
-        make("diskette", DIST, build, toolchain, release)?;
+        std::fs::create_dir_all(build.dist)?;
+        make(build, toolchain, release)?;
     }
-    make("diskette-contents", CONTENTS_DIST, &CONTENTS, toolchain, release)?;
     // All are weighed before one that is too heavy is complained of.
     let mut heavy = Vec::new();
-    let modules = BUILDS.iter().map(|build| (DIST, build)).chain([(CONTENTS_DIST, &CONTENTS)]);
-    for (dist, build) in modules {
-        let packed = weigh(dist, build)?;
+    for build in &BUILDS {
+        let packed = weigh(build)?;
         if packed > build.budget {
             heavy.push(format!("the module '{}' is {} bytes over its budget", build.name, packed - build.budget));
         }
@@ -56,11 +65,11 @@ pub(crate) fn run(release: bool) -> Result<()> {
 
 /// Whether the modules are there, however old.
 pub(crate) fn are_made() -> bool {
-    let all = BUILDS.iter().map(|build| build.module(DIST)).chain([CONTENTS.module(CONTENTS_DIST)]);
-    all.into_iter().all(|module| Path::new(&module).exists())
+    BUILDS.iter().all(|build| Path::new(&build.module()).exists())
 }
 
-fn make(package: &str, dist: &str, build: &Build, toolchain: Toolchain, release: bool) -> Result<()> {
+fn make(build: &Build, toolchain: Toolchain, release: bool) -> Result<()> {
+    let Build { package, dist, .. } = *build;
     let args = [
         "rustc",
         "--package",
@@ -90,7 +99,7 @@ fn make(package: &str, dist: &str, build: &Build, toolchain: Toolchain, release:
         .reset_state_function(dist == CONTENTS_DIST)
         .generate(dist)
         .context("wasm-bindgen failed")?;
-    let bound = build.module(dist);
+    let bound = build.module();
     let optimiser = Path::new("pkg/node_modules/binaryen/bin/wasm-opt");
     if release && optimiser.exists() {
         let optimised = format!("{dist}/optimised.wasm");
@@ -101,14 +110,14 @@ fn make(package: &str, dist: &str, build: &Build, toolchain: Toolchain, release:
 }
 
 impl Build {
-    fn module(&self, dist: &str) -> String {
-        format!("{dist}/{}_bg.wasm", self.name)
+    fn module(&self) -> String {
+        format!("{}/{}_bg.wasm", self.dist, self.name)
     }
 }
 
 /// Prints what the module weighs; gives its size after gzip.
-fn weigh(dist: &str, build: &Build) -> Result<u64> {
-    let module = build.module(dist);
+fn weigh(build: &Build) -> Result<u64> {
+    let module = build.module();
     let bytes = std::fs::read(&module).with_context(|| format!("{module} was not made"))?;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(&bytes)?;

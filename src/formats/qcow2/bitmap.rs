@@ -117,7 +117,7 @@ impl StoredBitmap {
 
     /// Bytes that the entry takes.
     fn len(&self) -> usize {
-        (RawBitmap::SIZE + self.extra.len() + self.name.len()).next_multiple_of(8)
+        entry_len(&self.raw) as usize
     }
 
     pub(super) fn describe(&self) -> Bitmap {
@@ -199,7 +199,6 @@ impl StoredBitmap {
 }
 
 /// Length of an entry of the directory.
-#[cfg(feature = "structure")]
 pub(super) fn entry_len(raw: &RawBitmap) -> u64 {
     (RawBitmap::SIZE as u64 + u64::from(raw.extra_data_size) + u64::from(raw.name_size)).next_multiple_of(8)
 }

@@ -9,16 +9,16 @@ use byteorder::{BE, ByteOrder};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::Qcow2;
-use crate::formats::qcow2::extension::BITMAPS;
+use crate::formats::qcow2::extension::{BITMAPS, RawBitmaps, RawExtension};
 use crate::formats::qcow2::header::AUTOCLEAR_BITMAPS;
 use crate::node::{Range, ReadFlags, WriteFlags};
 
 /// The smallest that a disk writes at once.
 const SECTOR: u64 = 512;
 /// Length of the extension's data.
-const DATA_BYTES: u64 = 24;
+const DATA_BYTES: u64 = RawBitmaps::SIZE as u64;
 /// Length of type and length before the data of an extension, and of the mark behind the last one.
-const MARK_BYTES: u64 = 8;
+const MARK_BYTES: u64 = RawExtension::SIZE as u64;
 
 /// Where the extensions of the header are.
 struct Layout {
@@ -40,11 +40,8 @@ impl Layout {
         };
         let mut layout = Layout { bitmaps: None, end: start, limit };
         while layout.end + MARK_BYTES <= limit {
-            let mark = cluster.get(layout.end as usize..).unwrap_or_default();
-            let (kind, len) = (mark.get(..4).map_or(0, BE::read_u32), mark.get(4..8).map_or(0, BE::read_u32));
-            if kind == 0 {
-                break;
-            }
+            let mark = cluster.get(layout.end as usize..).and_then(RawExtension::parse);
+            let Some(RawExtension { kind: kind @ 1.., len }) = mark else { break };
             let data = layout.end + MARK_BYTES;
             if kind == BITMAPS && u64::from(len) == DATA_BYTES {
                 layout.bitmaps = Some(data);
@@ -83,10 +80,13 @@ impl Qcow2 {
 
     /// Lets the header point to a directory of `count` bitmaps. `believed` says whether it points to one now.
     pub(super) async fn point_to_directory(&self, count: usize, directory: Range, believed: bool) -> Result<()> {
-        let mut data = [0; DATA_BYTES as usize];
-        BE::write_u32(&mut data[..4], count as u32);
-        BE::write_u64(&mut data[8..16], directory.len);
-        BE::write_u64(&mut data[16..], directory.start);
+        let data = RawBitmaps {
+            nb_bitmaps: count as u32,
+            reserved: 0,
+            bitmap_directory_size: directory.len,
+            bitmap_directory_offset: directory.start,
+        }
+        .emit();
         let layout = self.read_layout().await?.1;
         let Some(at) = layout.bitmaps else {
             self.append_extension(&layout, &data).await?;
@@ -128,8 +128,8 @@ impl Qcow2 {
         let (cluster, layout) = self.read_layout().await.ok()?;
         let believed = cluster.get(88..96).map(BE::read_u64)? & AUTOCLEAR_BITMAPS != 0;
         let Some(at) = layout.bitmaps.filter(|_| believed) else { return Some(Range::default()) };
-        let data = cluster.get(at as usize..)?.get(..DATA_BYTES as usize)?;
-        Some(Range::new(BE::read_u64(data.get(16..)?), BE::read_u64(data.get(8..)?)))
+        let raw = RawBitmaps::parse(cluster.get(at as usize..)?)?;
+        Some(Range::new(raw.bitmap_directory_offset, raw.bitmap_directory_size))
     }
 
     async fn read_layout(&self) -> Result<(Vec<u8>, Layout)> {
@@ -173,9 +173,7 @@ impl Qcow2 {
         let mut rest = data.to_vec();
         rest.resize((DATA_BYTES + MARK_BYTES) as usize, 0);
         self.put(layout.end + MARK_BYTES, &rest).await?;
-        let mut mark = [0; MARK_BYTES as usize];
-        BE::write_u32(&mut mark[..4], BITMAPS);
-        BE::write_u32(&mut mark[4..], DATA_BYTES as u32);
-        self.put(layout.end, &mark).await
+        let mark = RawExtension { kind: BITMAPS, len: RawBitmaps::SIZE as u32 };
+        self.put(layout.end, &mark.emit()).await
     }
 }

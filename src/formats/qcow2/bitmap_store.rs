@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::bitmap::{ALL_ONES, IN_USE, Session, StoredBitmap, check_word, table_entries};
 use crate::formats::qcow2::refcount::{Purpose, Refcounts};
+use crate::formats::qcow2::snapshot::StoredSnapshot;
 use crate::formats::qcow2::table::{OFFSET_MASK, word};
 use crate::node::{Range, ReadFlags, WriteFlags};
 
@@ -122,13 +123,13 @@ impl Qcow2 {
         let geometry = self.geometry();
         let mut others = vec![
             ("the header", Range::new(0, cluster)),
-            ("the active L1 table", Range::new(geometry.l1_offset, geometry.l1_entries * 8)),
+            ("the active L1 table", geometry.l1()),
             ("the refcount table", geometry.refcount_table),
         ];
         {
             let directory = self.directory.lock();
             others.push(("the snapshot table", directory.range()));
-            let tables = directory.snapshots.iter().map(|one| Range::new(one.l1_offset, one.l1_entries * 8));
+            let tables = directory.snapshots.iter().map(StoredSnapshot::l1);
             others.extend(tables.map(|table| ("the L1 table of a snapshot", table)));
         }
         let places = self.bitmaps.lock().places();

@@ -29,10 +29,7 @@ impl Qcow2 {
         if self.at_snapshot {
             return Err(Error::unsupported("an image is checked as a whole, not at one of its snapshots"));
         }
-        #[cfg(feature = "write")]
-        if self.begun.load(Ordering::Acquire) {
-            self.write_back_all(&mut *self.lock_refcounts().await).await?;
-        }
+        self.settle().await?;
         #[cfg(feature = "write")]
         if repair != Repair::Nothing {
             // A repair takes the dirty bit away, and whoever changes something after it has to set it again.
@@ -45,6 +42,15 @@ impl Qcow2 {
             check.run().await?;
         }
         Ok(check.report)
+    }
+
+    /// Lets the file say what was changed so far, for that is what is looked at.
+    pub(super) async fn settle(&self) -> Result<()> {
+        #[cfg(feature = "write")]
+        if self.begun.load(Ordering::Acquire) {
+            self.write_back_all(&mut *self.lock_refcounts().await).await?;
+        }
+        Ok(())
     }
 }
 
@@ -249,7 +255,7 @@ impl<'a> Check<'a> {
                 .snapshots
                 .iter()
                 .filter(|snapshot| image.check_snapshot_l1(snapshot).is_ok())
-                .map(|snapshot| (RegionKind::L1Table, Range::new(snapshot.l1_offset, snapshot.l1_entries * 8))),
+                .map(|snapshot| (RegionKind::L1Table, snapshot.l1())),
         );
         places.extend(image.extensions.encryption.map(|(at, len)| (RegionKind::Encryption, Range::new(at, len))));
         for (kind, place) in places {

@@ -1,14 +1,11 @@
-//! Header extensions (QEMU docs/interop/qcow2, "Header extensions"): a grammar of type, length, data, padding.
+//! Header extensions (QEMU docs/interop/qcow2, "Header extensions"): a list of type, length, data, padding.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use nom::Parser;
-use nom::bytes::complete::take;
-use nom::number::complete::{be_u32, be_u64};
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::FeatureName;
+use crate::wire::on_disk;
 
 /// Type of the backing format extension.
 pub const BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -20,6 +17,32 @@ pub const BITMAPS: u32 = 0x2385_2875;
 pub const ENCRYPTION: u32 = 0x0537_be77;
 /// Type of the external data file name.
 pub const DATA_FILE: u32 = 0x4441_5441;
+
+on_disk! {
+    /// What every extension begins with.
+    pub(super) struct RawExtension: 8 bytes {
+        kind: u32 = 0, "Which extension it is; 0 ends the list.";
+        len: u32 = 4, "Length of its data, without the padding to a multiple of 8.";
+    }
+}
+
+on_disk! {
+    /// The data of the bitmaps extension.
+    pub(super) struct RawBitmaps: 24 bytes {
+        nb_bitmaps: u32 = 0, "Number of bitmaps.";
+        reserved: u32 = 4, "Reserved; zero.";
+        bitmap_directory_size: u64 = 8, "Length of the directory in bytes.";
+        bitmap_directory_offset: u64 = 16, "Offset of the directory; cluster aligned.";
+    }
+}
+
+on_disk! {
+    /// The data of the encryption header pointer.
+    pub(super) struct RawEncryption: 16 bytes {
+        offset: u64 = 0, "Offset of the encryption header; cluster aligned.";
+        length: u64 = 8, "Length of the encryption header in bytes.";
+    }
+}
 
 /// The bitmaps extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,12 +93,13 @@ impl Extensions {
         let mut rest = bytes;
         while !rest.is_empty() {
             let at = start + (bytes.len() - rest.len()) as u64;
-            let (after, (kind, len)) = header(rest).map_err(|_| too_large(at, 0))?;
+            let RawExtension { kind, len } = RawExtension::parse(rest).ok_or_else(|| too_large(at, 0))?;
             if kind == 0 {
                 break;
             }
-            let (after, data) = body(after, len).map_err(|_| too_large(at, len))?;
-            extensions.add(kind, data, at + 8)?;
+            let after = rest.get(RawExtension::SIZE..).unwrap_or_default();
+            let (data, after) = after.split_at_checked(len as usize).ok_or_else(|| too_large(at, len))?;
+            extensions.add(kind, data, at + RawExtension::SIZE as u64)?;
             let padding = after.len().min(len.next_multiple_of(8) as usize - len as usize);
             rest = after.get(padding..).unwrap_or_default();
         }
@@ -98,33 +122,24 @@ impl Extensions {
                     })
                     .collect();
             }
-            BITMAPS => self.bitmaps = Some(bitmaps(data).map_err(|_| wrong_size("bitmaps", at, data.len(), 24))?.1),
+            BITMAPS => {
+                let raw =
+                    RawBitmaps::parse(data).ok_or_else(|| wrong_size("bitmaps", at, data.len(), RawBitmaps::SIZE))?;
+                self.bitmaps = Some(BitmapsExtension {
+                    count: raw.nb_bitmaps,
+                    directory_size: raw.bitmap_directory_size,
+                    directory_offset: raw.bitmap_directory_offset,
+                });
+            }
             ENCRYPTION => {
-                self.encryption = Some(pointer(data).map_err(|_| wrong_size("encryption", at, data.len(), 16))?.1);
+                let raw = RawEncryption::parse(data)
+                    .ok_or_else(|| wrong_size("encryption", at, data.len(), RawEncryption::SIZE))?;
+                self.encryption = Some((raw.offset, raw.length));
             }
             _ => self.unknown.push(UnknownExtension { kind, offset: at, len: data.len() as u32 }),
         }
         Ok(())
     }
-}
-
-type Parsed<'a, T> = nom::IResult<&'a [u8], T>;
-
-fn header(bytes: &[u8]) -> Parsed<'_, (u32, u32)> {
-    (be_u32, be_u32).parse(bytes)
-}
-
-fn body(bytes: &[u8], len: u32) -> Parsed<'_, &[u8]> {
-    take(len).parse(bytes)
-}
-
-fn bitmaps(data: &[u8]) -> Parsed<'_, BitmapsExtension> {
-    let (rest, (count, _reserved, directory_size, directory_offset)) = (be_u32, be_u32, be_u64, be_u64).parse(data)?;
-    Ok((rest, BitmapsExtension { count, directory_size, directory_offset }))
-}
-
-fn pointer(data: &[u8]) -> Parsed<'_, (u64, u64)> {
-    (be_u64, be_u64).parse(data)
 }
 
 fn too_large(at: u64, len: u32) -> Error {

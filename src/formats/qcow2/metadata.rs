@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use crate::error::Result;
 use crate::formats::qcow2::extension::Extensions;
 use crate::formats::qcow2::health::prevented;
-use crate::formats::qcow2::snapshot::Directory;
+use crate::formats::qcow2::snapshot::{Directory, StoredSnapshot};
 use crate::formats::qcow2::table::{OFFSET_MASK, word};
 use crate::formats::qcow2::{PIECE_BYTES, Qcow2};
 use crate::node::{Range, ReadFlags};
@@ -134,7 +134,7 @@ impl Metadata {
     /// Notes where the tables of snapshots and bitmaps are now.
     pub(super) fn note_directories(&self, extensions: &Extensions, directory: &Directory, bitmaps: &[Range]) {
         let snapshots = directory.snapshots.iter();
-        let tables = snapshots.map(|snapshot| Range::new(snapshot.l1_offset, snapshot.l1_entries * 8)).collect();
+        let tables = snapshots.map(StoredSnapshot::l1).collect();
         *self.fixed.lock() = vec![
             (Kind::SnapshotTable, merged(vec![directory.range()])),
             (Kind::InactiveL1, merged(tables)),
@@ -225,14 +225,14 @@ impl Qcow2 {
             return Ok(());
         }
         let geometry = self.geometry();
-        let active = self.entries_of(Range::new(geometry.l1_offset, geometry.l1_entries * 8)).await?;
+        let active = self.entries_of(geometry.l1()).await?;
         let blocks = self.entries_of(geometry.refcount_table).await?;
         let mut inactive = BTreeSet::new();
         if self.settings.overlaps.has(Kind::InactiveL2) {
             let snapshots = self.directory.lock().snapshots.clone();
             for snapshot in snapshots {
                 self.check_snapshot_l1(&snapshot)?;
-                inactive.append(&mut self.entries_of(Range::new(snapshot.l1_offset, snapshot.l1_entries * 8)).await?);
+                inactive.append(&mut self.entries_of(snapshot.l1()).await?);
             }
         }
         *self.metadata.tables.lock() = Some(Tables { active, blocks, inactive });
@@ -300,9 +300,7 @@ impl Qcow2 {
                 checks.has(*kind) && range.start < cluster
                     || self.metadata.overlapping(range, cluster, checks, Kind::Header)
             }
-            Kind::ActiveL1 => {
-                checks.has(*kind) && Range::new(geometry.l1_offset, geometry.l1_entries * 8).overlaps(range)
-            }
+            Kind::ActiveL1 => checks.has(*kind) && geometry.l1().overlaps(range),
             Kind::RefcountTable => checks.has(*kind) && geometry.refcount_table.overlaps(range),
             kind => self.metadata.overlapping(range, cluster, checks, *kind),
         })

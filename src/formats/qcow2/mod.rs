@@ -419,6 +419,6 @@ impl Format for Qcow2 {
 
     #[cfg(feature = "structure")]
     fn regions<'a>(&'a self) -> Op<'a, Regions> {
-        Op::future(self.find_regions())
+        Op::future(self.watch(self.find_regions()))
     }
 }

@@ -2,7 +2,7 @@
 
 use alloc::vec;
 
-use crate::engine::{CheckReport, Repair};
+use crate::engine::Repair;
 use crate::error::Result;
 use crate::formats::qcow2::Qcow2;
 use crate::formats::qcow2::check::Check;
@@ -12,22 +12,21 @@ use crate::structure::{Kinds, RegionKind, Regions};
 
 impl Qcow2 {
     pub(super) async fn find_regions(&self) -> Result<Regions> {
-        #[cfg(feature = "write")]
-        if self.begun.load(core::sync::atomic::Ordering::Acquire) {
-            self.write_back_all(&mut *self.lock_refcounts().await).await?;
-        }
+        self.settle().await?;
         let mut check = Check::new(self, Repair::Nothing)?;
         check.kinds = Some(Kinds::new(check.file_length, self.header.cluster.bits(), self.check_bytes)?);
         // What is wrong is for a check to say; as much as can be found is shown.
+        let directory = self.check_directory(&mut check.report, Repair::Nothing).await?;
         check.count_everything().await?;
-        check.report = CheckReport::default();
-        check.find_leaks().await
+        // Snapshots that cannot be read may refer to whatever nothing else refers to.
+        let unreferenced = if directory.is_some() { RegionKind::Leaked } else { RegionKind::Unknown };
+        check.mark_unreferenced(unreferenced).await
     }
 }
 
 impl Check<'_> {
-    /// Looks for clusters that nothing refers to although they are marked as used.
-    async fn find_leaks(mut self) -> Result<Regions> {
+    /// Looks for clusters that are marked as used without a reference that was found.
+    async fn mark_unreferenced(mut self, kind: RegionKind) -> Result<Regions> {
         let (_, table) = self.refcount_table().await?;
         let (cluster, order) = (self.image.header.cluster, self.image.refcount_order());
         let per_block = self.image.refcounts_per_block();
@@ -42,7 +41,7 @@ impl Check<'_> {
             for at in first..(first + per_block).min(kinds.clusters()) {
                 let counted = refcount(&bytes, at - first, order).unwrap_or(0);
                 if counted != 0 && kinds.get(at) == RegionKind::Free {
-                    kinds.mark(at, RegionKind::Leaked)?;
+                    kinds.mark(at, kind)?;
                 }
             }
         }

@@ -35,6 +35,14 @@ on_disk! {
     }
 }
 
+impl RawSnapshot {
+    /// The size of the disk, from the field of the extra data that says so. Without it the disk is as large as `now`, as
+    /// far as there are entries for it, each of which covers so many bytes.
+    pub(super) fn disk_size(&self, field: Option<u64>, now: u64, l2_coverage: u64) -> u64 {
+        field.unwrap_or_else(|| now.min(u64::from(self.l1_size).saturating_mul(l2_coverage)))
+    }
+}
+
 /// A snapshot with the place of its tables.
 #[derive(Clone, Debug)]
 pub(super) struct StoredSnapshot {
@@ -84,6 +92,11 @@ impl Directory {
 }
 
 impl StoredSnapshot {
+    /// Where its L1 table is.
+    pub(super) fn l1(&self) -> Range {
+        Range::new(self.l1_offset, self.l1_entries * 8)
+    }
+
     /// Length of the entry in a table.
     #[cfg(feature = "write")]
     pub(super) fn len(&self) -> u64 {
@@ -285,8 +298,7 @@ fn stored(header: &Header, raw: &RawSnapshot, mut rest: Vec<u8>) -> StoredSnapsh
         date_nsec: raw.date_nsec,
         vm_clock_nsec: raw.vm_clock_nsec,
         icount: number(16).filter(|count| *count != u64::MAX),
-        // Without the field the disk is as large as now, as far as there are entries for it.
-        disk_size: number(8).unwrap_or_else(|| header.raw.size.min(u64::from(raw.l1_size) * header.l2_coverage())),
+        disk_size: raw.disk_size(number(8), header.raw.size, header.l2_coverage()),
     };
     let entry = [&raw.emit()[..], &rest].concat();
     StoredSnapshot { about, l1_offset: raw.l1_table_offset, l1_entries: raw.l1_size.into(), entry }

@@ -11,6 +11,7 @@ const MEANING: Record<RegionKind, string> = {
   contested: "things of different kinds refer to it, so at least one of them is wrong",
   header: "the header of the image",
   leaked: "nothing refers to it, but it is counted as used",
+  unknown: "it is counted as used, and what may refer to it cannot be read",
   "l1-table": "says where the L2 tables are",
   "l2-table": "says where clusters of the disk are",
   "refcount-table": "says where the refcount blocks are",

@@ -12,10 +12,10 @@ use crate::formats::qcow2::bitmap::{
 use crate::formats::qcow2::header::{AUTOCLEAR_BITMAPS, MAX_SNAPSHOTS};
 use crate::formats::qcow2::snapshot::{MAX_EXTRA_BYTES, MAX_TABLE_BYTES, RawSnapshot, entry_len};
 use crate::formats::qcow2::structure::header::text;
-use crate::formats::qcow2::structure::{Branch, L1, Tables};
+use crate::formats::qcow2::structure::{Branch, L1, Tables, counted};
 use crate::formats::qcow2::table::{OFFSET_MASK, word};
 use crate::node::{Node, Range};
-use crate::structure::tree::{Bits, Child, Listing, Page, blame, fields, read, stored};
+use crate::structure::tree::{Bits, Child, Listing, Page, blame, fields, read};
 use crate::structure::{Part, PartKind};
 use crate::wire::on_disk;
 
@@ -87,64 +87,55 @@ impl Tables<'_> {
 
     pub(super) async fn snapshots_part(&self) -> Result<Child<Branch>> {
         let at = self.raw.snapshots_offset;
-        let (total, end) = self.each_snapshot(|_, _, _| {}).await?;
-        let crooked = (!self.cluster.is_aligned(at))
-            .then(|| format!("it lies at {at:#x}, which is not a multiple of the cluster size"));
+        let (seen, whole, end) = self.each_snapshot(|_, _, _| {}).await?;
         let count = self.raw.nb_snapshots;
-        let cut = (total.is_none()).then(|| format!("not all of its {count} entries are in the file"));
+        let cut = (!whole).then(|| format!("not all of its {count} entries are in the file"));
         let doc = "The internal snapshots: disks as they were, of which the clusters are kept.";
         // The padding of the last entry may be missing.
         let place = Range::new(at, end.min(self.length).saturating_sub(at));
         let part = Part::new(PartKind::Table, "snapshot table", place, doc)
-            .value(format!("{count} {}", if count == 1 { "snapshot" } else { "snapshots" }))
-            .problem(crooked)
+            .value(counted(count, "snapshot", "snapshots"))
+            .problem(self.crooked(at))
             .problem(cut);
-        let listed = self.snapshots(Page { from: 0, count: 0 }).await?.total;
-        Ok(part.with(listed, Branch::Snapshots))
+        Ok(part.with(seen + u64::from(!whole), Branch::Snapshots))
     }
 
-    /// Shows `each` every entry: index, place, fixed fields. Gives how many there are, `None` if
-    /// they are not all in the file, and the end of the last one.
-    async fn each_snapshot(&self, mut each: impl FnMut(u64, u64, RawSnapshot)) -> Result<(Option<u64>, u64)> {
+    /// Shows `each` every entry: index, place, fixed fields. Gives how many there are, whether they are all in the file, and
+    /// the end of the last one.
+    async fn each_snapshot(&self, mut each: impl FnMut(u64, u64, RawSnapshot)) -> Result<(u64, bool, u64)> {
         let start = self.raw.snapshots_offset;
         let mut window = self.window();
         let mut at = start;
-        for index in 0..u64::from(self.raw.nb_snapshots.min(MAX_SNAPSHOTS)) {
+        let count = u64::from(self.raw.nb_snapshots.min(MAX_SNAPSHOTS));
+        for index in 0..count {
             let fixed = window.get(at, RawSnapshot::SIZE as u64).await?.and_then(RawSnapshot::parse);
-            let Some(raw) = fixed else { return Ok((None, at)) };
+            let Some(raw) = fixed else { return Ok((index, false, at)) };
             let end = at.checked_add(entry_len(&raw)).filter(|end| end - start <= MAX_TABLE_BYTES);
-            let Some(end) = end else { return Ok((None, at)) };
+            let Some(end) = end else { return Ok((index, false, at)) };
             each(index, at, raw);
             at = end;
         }
-        let all = self.raw.nb_snapshots <= MAX_SNAPSHOTS;
-        Ok((all.then_some(self.raw.nb_snapshots.into()), at))
+        Ok((count, self.raw.nb_snapshots <= MAX_SNAPSHOTS, at))
     }
 
     pub(super) async fn snapshots(&self, page: Page) -> Result<Listing<Branch>> {
         let mut wanted = Vec::new();
-        let mut seen = 0;
-        let (total, end) = self
+        let (seen, whole, end) = self
             .each_snapshot(|index, at, raw| {
                 if index >= page.from && wanted.len() < page.count {
                     wanted.push((index, at, raw));
                 }
-                seen = index + 1;
             })
             .await?;
         let mut children = Vec::new();
         for (index, at, raw) in wanted {
             children.push(self.snapshot_part(index, at, raw).await?);
         }
-        if total.is_none() {
-            if seen >= page.from && children.len() < page.count {
-                let why =
-                    format!("the entry does not fit into the file, which ends at {:#x}, or is too long", self.length);
-                children.push(cut_off(seen, end, "snapshot", why));
-            }
-            seen += 1;
+        if !whole && seen >= page.from && children.len() < page.count {
+            let why = format!("the entry does not fit into the file, which ends at {:#x}, or is too long", self.length);
+            children.push(cut_off(seen, end, "snapshot", why));
         }
-        Ok(Listing { total: seen, children })
+        Ok(Listing { total: seen + u64::from(!whole), children })
     }
 
     async fn snapshot_part(&self, index: u64, at: u64, raw: RawSnapshot) -> Result<Child<Branch>> {
@@ -156,9 +147,7 @@ impl Tables<'_> {
         let extra = (raw.extra_data_size > MAX_EXTRA_BYTES)
             .then(|| format!("it has {} bytes of extra data, expected at most {MAX_EXTRA_BYTES}", raw.extra_data_size));
         let end = names.saturating_add(id_len).saturating_add(raw.name_size.into());
-        let beyond = (end > self.length)
-            .then(|| format!("it ends at {end:#x}, beyond the end of the file at {:#x}", self.length));
-        let range = Range::new(at, entry_len(&raw).min(self.length.saturating_sub(at)));
+        let range = Range::new(at, self.snapshot_end(at, &raw).saturating_sub(at));
         let short = (self.raw.version >= 3 && raw.extra_data_size < 16)
             .then(|| "version 3 wants at least 16 bytes of extra data".to_string());
         let l1 = self.l1_part("L1 table", self.snapshot_l1(at, &raw).await?);
@@ -166,11 +155,19 @@ impl Tables<'_> {
         let part = Part::new(PartKind::Entry, format!("snapshot {index}"), range, doc)
             .value(value)
             .problem(extra)
-            .problem(beyond)
+            .problem(self.beyond(end))
             .problem(short)
             .problem(l1.part.problem.map(|problem| format!("its L1 table: {problem}")));
-        let total = self.snapshot(at, &raw).await?.len() as u64;
+        // Its fields, identifier, name and L1 table, and what not every snapshot has.
+        let usual = RawSnapshot::FIELDS.len() as u64 + 3;
+        let padded = padding(end, self.snapshot_end(at, &raw)).is_some();
+        let total = usual + u64::from(raw.extra_data_size > 0) + u64::from(padded);
         Ok(part.with(total, Branch::Snapshot { at, raw }))
+    }
+
+    /// Where an entry ends, of which the padding may be missing.
+    fn snapshot_end(&self, at: u64, raw: &RawSnapshot) -> u64 {
+        at.saturating_add(entry_len(raw)).min(self.length)
     }
 
     async fn snapshot_l1(&self, at: u64, raw: &RawSnapshot) -> Result<L1> {
@@ -179,8 +176,7 @@ impl Tables<'_> {
         Ok(L1 {
             at: raw.l1_table_offset,
             entries: raw.l1_size.into(),
-            // Without the field the disk is taken to be as large as now.
-            size: word(&extra, 1).unwrap_or(self.raw.size),
+            size: raw.disk_size(word(&extra, 1), self.raw.size, self.l2_coverage()),
         })
     }
 
@@ -210,7 +206,7 @@ impl Tables<'_> {
             children.push(text(name, range, &bytes, doc).into());
             next = range.end();
         }
-        children.extend(padding(next, at.saturating_add(entry_len(raw)).min(self.length)));
+        children.extend(padding(next, self.snapshot_end(at, raw)));
         children.push(self.l1_part("L1 table", l1));
         Ok(children)
     }
@@ -238,18 +234,14 @@ impl Tables<'_> {
         let (seen, whole) = self.each_bitmap(directory, |_, _, _| {}).await?;
         let stale = (self.raw.autoclear_features & AUTOCLEAR_BITMAPS == 0)
             .then(|| "the autoclear feature 'bitmaps' is not set: it is out of date and not looked at".to_string());
-        let crooked = (!self.cluster.is_aligned(at))
-            .then(|| format!("it lies at {at:#x}, which is not a multiple of the cluster size"));
-        let beyond = (directory.end() > self.length)
-            .then(|| format!("it ends at {:#x}, beyond the end of the file at {:#x}", directory.end(), self.length));
         let other = (whole && seen != u64::from(raw.nb_bitmaps))
             .then(|| format!("it has {seen} entries, but the extension says {}", raw.nb_bitmaps));
         let doc = "The persistent bitmaps: which parts of the disk were written to since some moment.";
         let part = Part::new(PartKind::Table, "bitmap directory", directory, doc)
-            .value(format!("{} {}", raw.nb_bitmaps, if raw.nb_bitmaps == 1 { "bitmap" } else { "bitmaps" }))
+            .value(counted(raw.nb_bitmaps, "bitmap", "bitmaps"))
             .problem(stale)
-            .problem(crooked)
-            .problem(beyond)
+            .problem(self.crooked(at))
+            .problem(self.beyond(directory.end()))
             .problem(other);
         Ok(part.with(seen + u64::from(!whole), Branch::Bitmaps(directory)))
     }
@@ -299,9 +291,9 @@ impl Tables<'_> {
     /// What is wrong with an entry, with the place of the field.
     async fn bitmap_error(&self, at: u64, raw: &RawBitmap) -> Result<Option<crate::Error>> {
         let len = bitmap::entry_len(raw);
-        let Some(header) = self.checked_header().filter(|_| len <= MAX_CHECKED) else { return Ok(None) };
+        let Some(header) = self.header.as_ref().ok().filter(|_| len <= MAX_CHECKED) else { return Ok(None) };
         let bytes = read(self.file, at, len).await?;
-        Ok(StoredBitmap::parse(&bytes, at).and_then(|bitmap| bitmap.check(&header, self.length).err()))
+        Ok(StoredBitmap::parse(&bytes, at).and_then(|bitmap| bitmap.check(header, self.length).err()))
     }
 
     async fn bitmap_part(&self, index: u64, at: u64, raw: RawBitmap) -> Result<Child<Branch>> {
@@ -312,7 +304,11 @@ impl Tables<'_> {
         let part = Part::new(PartKind::Entry, format!("bitmap {index}"), Range::new(at, bitmap::entry_len(&raw)), doc)
             .value(format!("'{}'", String::from_utf8_lossy(&name)))
             .problem(error.map(|error| error.problem().to_string()));
-        let total = self.bitmap(at, &raw).await?.len() as u64;
+        // Its fields, name and table, and what not every bitmap has.
+        let usual = RawBitmap::FIELDS.len() as u64 + 2;
+        let filled = start.saturating_add(raw.name_size.into());
+        let padded = padding(filled, at.saturating_add(bitmap::entry_len(&raw))).is_some();
+        let total = usual + u64::from(raw.extra_data_size > 0) + u64::from(padded);
         Ok(part.with(total, Branch::Bitmap { at, raw }))
     }
 
@@ -355,36 +351,29 @@ impl Tables<'_> {
 
     pub(super) async fn bitmap_table(&self, raw: &RawBitmap, page: Page) -> Result<Listing<Branch>> {
         let (start, entries) = (raw.bitmap_table_offset, u64::from(raw.bitmap_table_size));
-        let (total, _) = stored(start, entries, 8, self.length);
-        let wanted = page.of(total);
-        let bytes = read(self.file, start.saturating_add(wanted.start * 8), (wanted.end - wanted.start) * 8).await?;
-        let header = self.checked_header();
+        let table = Range::new(start, entries.saturating_mul(8));
         // A bit for so many bytes, and a cluster full of bits for each entry.
         let covered =
             1u64.checked_shl(raw.granularity_bits.into()).and_then(|bytes| bytes.checked_mul(self.cluster.size() * 8));
-        let mut children = Vec::new();
-        for (index, number) in wanted.zip(0..) {
-            let Some(entry) = word(&bytes, number) else { break };
+        let part = |index: u64, at, entry: &[u8]| {
+            let entry = word(entry, 0).unwrap_or(0);
             let host = entry & OFFSET_MASK;
             let value = match (host, entry & ALL_ONES) {
                 (0, 0) => "all bits clear".to_string(),
                 (0, _) => "all bits set".to_string(),
                 (host, _) => format!("bits at {host:#x}"),
             };
-            let error = header
-                .as_ref()
-                .and_then(|header| check_word(header, Range::new(start, entries * 8), index, entry, self.length).err());
+            let header = self.header.as_ref().ok();
+            let error = header.and_then(|header| check_word(header, table, index, entry, self.length).err());
             let guest = covered.and_then(|covered| Some(Range::new(index.checked_mul(covered)?, covered)));
-            let at = start + index * 8;
-            let part =
-                Part::new(PartKind::Entry, format!("entry {index}"), Range::new(at, 8), "Where some of the bits are.")
-                    .value(value)
-                    .problem(error.map(|error| error.problem().to_string()))
-                    .target(self.place(host, self.cluster.size()))
-                    .guest(guest);
-            children.push(part.with(BITMAP_ENTRY_PARTS, Branch::BitmapEntry { at, word: entry }));
-        }
-        Ok(Listing { total, children })
+            Part::new(PartKind::Entry, format!("entry {index}"), Range::new(at, 8), "Where some of the bits are.")
+                .value(value)
+                .problem(error.map(|error| error.problem().to_string()))
+                .target(self.place(host, self.cluster.size()))
+                .guest(guest)
+                .with(BITMAP_ENTRY_PARTS, Branch::BitmapEntry { at, word: entry })
+        };
+        self.entries((start, entries, 8), page, part).await
     }
 
     pub(super) fn bitmap_entry(&self, at: u64, word: u64) -> Vec<Child<Branch>> {

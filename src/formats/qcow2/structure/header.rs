@@ -8,44 +8,20 @@ use alloc::vec::Vec;
 use byteorder::{BE, ByteOrder};
 
 use crate::error::Result;
-use crate::formats::qcow2::extension::{BACKING_FORMAT, BITMAPS, DATA_FILE, ENCRYPTION, Extensions, FEATURE_NAMES};
-use crate::formats::qcow2::header::{FeatureName, Header, KNOWN_FEATURES, MAX_BACKING_NAME, RawHeader};
+use crate::formats::qcow2::extension::{
+    BACKING_FORMAT, BITMAPS, DATA_FILE, ENCRYPTION, Extensions, FEATURE_NAMES, RawBitmaps, RawEncryption, RawExtension,
+};
+use crate::formats::qcow2::header::{FeatureName, KNOWN_FEATURES, MAX_BACKING_NAME, RawHeader};
 use crate::formats::qcow2::structure::{Branch, Tables};
 use crate::node::Range;
 use crate::structure::tree::{Bits, Child, blame, bytes_text, fields, read};
 use crate::structure::{Part, PartKind, Place};
-use crate::wire::on_disk;
+use crate::wire::{Field, on_disk};
 
 /// Bytes of the name of a feature, with its kind and bit.
 const FEATURE_BYTES: u64 = RawFeature::SIZE as u64;
 /// Texts are shown up to this many bytes.
 const MAX_TEXT: u64 = 4096;
-
-on_disk! {
-    /// What every extension begins with.
-    struct RawExtension: 8 bytes {
-        kind: u32 = 0, "Which extension it is; 0 ends the list.";
-        len: u32 = 4, "Length of its data, without the padding to a multiple of 8.";
-    }
-}
-
-on_disk! {
-    /// The data of the bitmaps extension.
-    pub(super) struct RawBitmaps: 24 bytes {
-        nb_bitmaps: u32 = 0, "Number of bitmaps.";
-        reserved: u32 = 4, "Reserved; zero.";
-        bitmap_directory_size: u64 = 8, "Length of the directory in bytes.";
-        bitmap_directory_offset: u64 = 16, "Offset of the directory; cluster aligned.";
-    }
-}
-
-on_disk! {
-    /// The data of the encryption header pointer.
-    struct RawEncryption: 16 bytes {
-        offset: u64 = 0, "Offset of the encryption header; cluster aligned.";
-        length: u64 = 8, "Length of the encryption header in bytes.";
-    }
-}
 
 on_disk! {
     /// An entry of the table of feature names.
@@ -131,25 +107,30 @@ fn feature_doc(kind: u8, bit: u8) -> &'static str {
 }
 
 impl Tables<'_> {
-    pub(super) async fn header_part(&self) -> Result<Child<Branch>> {
-        let len = self.raw.stored_bytes() as u64;
-        let error = Header::parse(&self.head, self.length).err();
+    pub(super) fn header_part(&self) -> Child<Branch> {
+        let stored = self.raw.stored_bytes();
+        let error = self.header.as_ref().err();
         let doc = "What kind of image it is, how large, and where its tables are.";
-        let part = Part::new(PartKind::Table, "header", Range::new(0, len), doc)
+        let total = self.known_fields().len() as u64 + u64::from(stored > RawHeader::SIZE);
+        Part::new(PartKind::Table, "header", Range::new(0, stored as u64), doc)
             .value(format!("version {}", self.raw.version))
-            .problem(error.map(|error| error.problem().to_string()));
-        let total = self.header_fields().await?.len() as u64;
-        Ok(part.with(total, Branch::Header))
+            .problem(error.map(|error| error.problem().to_string()))
+            .with(total, Branch::Header)
+    }
+
+    /// The fields that are known and that the header has.
+    fn known_fields(&self) -> &'static [Field] {
+        let stored = self.raw.stored_bytes();
+        let known = RawHeader::FIELDS.iter().take_while(|field| field.offset + field.len <= stored).count();
+        RawHeader::FIELDS.get(..known).unwrap_or_default()
     }
 
     pub(super) async fn header_fields(&self) -> Result<Vec<Child<Branch>>> {
         let stored = self.raw.stored_bytes();
-        let known = RawHeader::FIELDS.iter().take_while(|field| field.offset + field.len <= stored).count();
-        let mut parts: Vec<Part> = fields(RawHeader::FIELDS.get(..known).unwrap_or_default(), &self.head, 0).collect();
-        let parsed = Header::parse(&self.head, self.length);
-        blame(&mut parts, parsed.as_ref().err());
+        let mut parts: Vec<Part> = fields(self.known_fields(), &self.head, 0).collect();
+        blame(&mut parts, self.header.as_ref().err());
         let names = self.feature_names().await?;
-        if let Ok(header) = parsed {
+        if let Ok(header) = &self.header {
             blame(&mut parts, header.check_features(&names).err().as_ref());
         }
         let mut children: Vec<Child<Branch>> = Vec::new();
@@ -164,7 +145,7 @@ impl Tables<'_> {
                     continue;
                 }
             };
-            let total = self.features(kind).await?.len() as u64;
+            let total = self.features(kind, &names).len() as u64;
             children.push(part.with(total, Branch::Features(kind)));
         }
         if stored > RawHeader::SIZE {
@@ -191,13 +172,12 @@ impl Tables<'_> {
     }
 
     /// The bits of a field of features: those that are known, and those that are set.
-    pub(super) async fn features(&self, kind: u8) -> Result<Vec<Child<Branch>>> {
+    pub(super) fn features(&self, kind: u8, names: &[FeatureName]) -> Vec<Child<Branch>> {
         let (at, word) = match kind {
             0 => (72, self.raw.incompatible_features),
             1 => (80, self.raw.compatible_features),
             _ => (88, self.raw.autoclear_features),
         };
-        let names = self.feature_names().await?;
         let mut children = Vec::new();
         for bit in (0..64u8).rev() {
             let known = KNOWN_FEATURES.iter().find(|(other, number, _)| (*other, *number) == (kind, bit));
@@ -215,10 +195,10 @@ impl Tables<'_> {
             }
             children.push(part.into());
         }
-        Ok(children)
+        children
     }
 
-    async fn feature_names(&self) -> Result<Vec<FeatureName>> {
+    pub(super) async fn feature_names(&self) -> Result<Vec<FeatureName>> {
         let (start, _) = self.extension_space();
         let bytes = self.extension_bytes().await?;
         Ok(Extensions::parse(&bytes, start).map(|extensions| extensions.feature_names).unwrap_or_default())
@@ -329,7 +309,7 @@ impl Tables<'_> {
     }
 
     /// The fields of an extension that says where something is.
-    fn pointer(&self, all: &'static [crate::wire::Field], bytes: &[u8], at: u64) -> Vec<Child<Branch>> {
+    fn pointer(&self, all: &'static [Field], bytes: &[u8], at: u64) -> Vec<Child<Branch>> {
         let number = |start: usize| bytes.get(start..start + 8).map(BE::read_u64).unwrap_or(0);
         let parts = fields(all, bytes, at).map(|part| match part.name.as_str() {
             "bitmap_directory_offset" => part.target(self.place(number(16), number(8))),

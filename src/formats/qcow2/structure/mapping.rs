@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::formats::qcow2::structure::{Branch, L1, Tables};
 use crate::formats::qcow2::table::{COPIED, L2Entry, Mapping, OFFSET_MASK, SUBCLUSTERS, ZERO, compressed, word};
 use crate::node::{Range, Role};
-use crate::structure::tree::{Bits, Child, Listing, Page, read, stored};
+use crate::structure::tree::{Bits, Child, Listing, Page, read};
 use crate::structure::{Part, PartKind, Place};
 
 const COPIED_BIT: Bits =
@@ -39,7 +39,7 @@ impl Tables<'_> {
     }
 
     /// Guest bytes of an L2 table.
-    fn l2_coverage(&self) -> u64 {
+    pub(super) fn l2_coverage(&self) -> u64 {
         self.cluster.size() / self.l2_entry_bytes() * self.cluster.size()
     }
 
@@ -58,12 +58,8 @@ impl Tables<'_> {
     }
 
     pub(super) async fn l1_table(&self, l1: L1, page: Page) -> Result<Listing<Branch>> {
-        let (total, _) = stored(l1.at, l1.entries, 8, self.length);
-        let wanted = page.of(total);
-        let bytes = read(self.file, l1.at.saturating_add(wanted.start * 8), (wanted.end - wanted.start) * 8).await?;
-        let mut children = Vec::new();
-        for (index, number) in wanted.zip(0..) {
-            let Some(entry) = word(&bytes, number) else { break };
+        let part = |index, at, entry: &[u8]| {
+            let entry = word(entry, 0).unwrap_or(0);
             let table = entry & OFFSET_MASK;
             let value = match table {
                 0 => "nothing allocated".to_string(),
@@ -72,16 +68,16 @@ impl Tables<'_> {
             let reserved = (entry & !(OFFSET_MASK | COPIED) != 0).then(|| "reserved bits are set".to_string());
             let flagged = (entry == COPIED).then(|| "the copied bit is set, but there is no table".to_string());
             let doc = "Where an L2 table is.";
-            let part = Part::new(PartKind::Entry, format!("entry {index}"), Range::new(l1.at + index * 8, 8), doc)
+            Part::new(PartKind::Entry, format!("entry {index}"), Range::new(at, 8), doc)
                 .value(value)
                 .problem(reserved)
                 .problem(flagged)
-                .problem((table != 0).then(|| self.cluster_problem(table)).flatten())
+                .problem(self.cluster_problem(table))
                 .target(self.place(table, self.cluster.size()))
-                .guest(self.l1_guest(l1, index));
-            children.push(part.with(4 + u64::from(table != 0), Branch::L1Entry { l1, index }));
-        }
-        Ok(Listing { total, children })
+                .guest(self.l1_guest(l1, index))
+                .with(4 + u64::from(table != 0), Branch::L1Entry { l1, index })
+        };
+        self.entries((l1.at, l1.entries, 8), page, part).await
     }
 
     pub(super) async fn l1_entry(&self, l1: L1, index: u64) -> Result<Vec<Child<Branch>>> {
@@ -109,25 +105,19 @@ impl Tables<'_> {
 
     pub(super) async fn l2_table(&self, at: u64, guest: Option<u64>, page: Page) -> Result<Listing<Branch>> {
         let width = self.l2_entry_bytes();
-        let (total, _) = stored(at, self.cluster.size() / width, width, self.length);
-        let wanted = page.of(total);
-        let bytes =
-            read(self.file, at.saturating_add(wanted.start * width), (wanted.end - wanted.start) * width).await?;
-        let mut children = Vec::new();
-        for (index, number) in wanted.zip(0..) {
-            let Some(entry) = L2Entry::read(&bytes, number, self.extended) else { break };
-            let place = Range::new(at + index * width, width);
+        let part = |index: u64, at, entry: &[u8]| {
+            let entry = L2Entry::read(entry, 0, self.extended).unwrap_or_default();
             let start = guest.and_then(|guest| guest.checked_add(index << self.cluster.bits()));
             let Meaning { value, problem, target } = self.meaning(entry);
-            let part = Part::new(PartKind::Entry, format!("entry {index}"), place, "Where a cluster of the disk is.")
+            let doc = "Where a cluster of the disk is.";
+            Part::new(PartKind::Entry, format!("entry {index}"), Range::new(at, width), doc)
                 .value(value)
                 .problem(problem)
                 .target(target)
-                .guest(start.map(|start| Range::new(start, self.cluster.size())));
-            let branch = Branch::L2Entry { at: place.start, guest: start, entry };
-            children.push(part.with(self.l2_entry_parts(entry), branch));
-        }
-        Ok(Listing { total, children })
+                .guest(start.map(|start| Range::new(start, self.cluster.size())))
+                .with(self.l2_entry_parts(entry), Branch::L2Entry { at, guest: start, entry })
+        };
+        self.entries((at, self.cluster.size() / width, width), page, part).await
     }
 
     /// A range of the file with guest data, if it is there.

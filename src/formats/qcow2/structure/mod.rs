@@ -132,9 +132,10 @@ struct Tables<'a> {
     /// The start of the file: what is there of the longest header.
     head: Vec<u8>,
     raw: RawHeader,
+    /// The header, or what is wrong with it.
+    header: Result<Header>,
+    /// The smallest size if that of the header makes no sense.
     cluster: ClusterBits,
-    /// Whether the size of clusters makes sense, without which nothing can be found.
-    has_cluster: bool,
     extended: bool,
     /// Whether guest data is in another file.
     external: bool,
@@ -147,25 +148,19 @@ impl<'a> Tables<'a> {
         let file = context.file;
         let head = read(file, 0, RawHeader::SIZE as u64).await?;
         let raw = RawHeader::read(&head);
-        let known = ClusterBits::new(raw.cluster_bits);
-        let smallest = ClusterBits::SMALLEST;
+        let length = file.info().length;
         Ok(Tables {
             file,
             data_file: context.data_file,
-            length: file.info().length,
+            length,
+            header: Header::parse(&head, length),
             head,
             raw,
-            cluster: known.unwrap_or(smallest),
-            has_cluster: known.is_some(),
+            cluster: ClusterBits::new(raw.cluster_bits).unwrap_or(ClusterBits::SMALLEST),
             extended: raw.incompatible_features & INCOMPATIBLE_EXTENDED_L2 != 0,
             external: raw.incompatible_features & INCOMPATIBLE_DATA_FILE != 0,
             extensions: Mutex::new(None),
         })
-    }
-
-    /// The header, if nothing is wrong with it.
-    fn checked_header(&self) -> Option<Header> {
-        Header::parse(&self.head, self.length).ok()
     }
 
     /// The part of the image file that is at `at`, if it is there.
@@ -174,8 +169,11 @@ impl<'a> Tables<'a> {
         (at != 0 && range.len > 0).then_some(Place { role: Role::File, range })
     }
 
-    /// What is wrong with an offset of a whole cluster.
+    /// What is wrong with an offset of a whole cluster; 0 stands for none.
     fn cluster_problem(&self, at: u64) -> Option<String> {
+        if at == 0 {
+            return None;
+        }
         if !self.cluster.is_aligned(at) {
             return Some(format!("{at:#x} is not a multiple of the cluster size, {:#x}", self.cluster.size()));
         }
@@ -187,24 +185,51 @@ impl<'a> Tables<'a> {
             .then(|| format!("the cluster ends at {end:#x}, beyond the end of the file at {:#x}", self.length))
     }
 
+    /// Said of what should begin a cluster and does not.
+    fn crooked(&self, at: u64) -> Option<String> {
+        (!self.cluster.is_aligned(at))
+            .then(|| format!("it lies at {at:#x}, which is not a multiple of the cluster size"))
+    }
+
+    /// Said of what should be in the file and is not all there.
+    fn beyond(&self, end: u64) -> Option<String> {
+        (end > self.length).then(|| format!("it ends at {end:#x}, beyond the end of the file at {:#x}", self.length))
+    }
+
     /// A table of `entries` that take `width` bytes each.
     fn table(&self, name: &str, place: (u64, u64, u64), doc: &'static str, branch: Branch) -> Child<Branch> {
         let (at, entries, width) = place;
         let (there, beyond) = stored(at, entries, width, self.length);
-        let crooked = (!self.cluster.is_aligned(at))
-            .then(|| format!("it lies at {at:#x}, which is not a multiple of the cluster size"));
         let none = (at == 0 && entries > 0).then(|| "it lies where the header is".to_string());
         Part::new(PartKind::Table, name, Range::new(at, entries.saturating_mul(width)), doc)
-            .value(format!("{entries} {}", if entries == 1 { "entry" } else { "entries" }))
+            .value(counted(entries, "entry", "entries"))
             .problem(none)
-            .problem(crooked)
+            .problem(self.crooked(at))
             .problem(beyond)
             .with(there, branch)
     }
 
+    /// Shows `part` the entries that are wanted of a table, as far as they are in the file: index, offset, bytes.
+    async fn entries(
+        &self,
+        place: (u64, u64, u64),
+        page: Page,
+        part: impl Fn(u64, u64, &[u8]) -> Child<Branch> + Send,
+    ) -> Result<Listing<Branch>> {
+        let (at, entries, width) = place;
+        let (total, _) = stored(at, entries, width, self.length);
+        let wanted = page.of(total);
+        let first = at.saturating_add(wanted.start * width);
+        let bytes = read(self.file, first, (wanted.end - wanted.start) * width).await?;
+        let found = wanted.zip(bytes.chunks_exact(width as usize));
+        let children = found.map(|(index, entry)| part(index, at + index * width, entry)).collect();
+        Ok(Listing { total, children })
+    }
+
     async fn image(&self, page: Page) -> Result<Listing<Branch>> {
         let mut sections = alloc::vec![Section::Header];
-        if self.has_cluster {
+        // Without a size of clusters that makes sense nothing else can be found.
+        if ClusterBits::new(self.raw.cluster_bits).is_some() {
             sections.push(Section::Extensions);
             if self.raw.backing_file_offset != 0 {
                 sections.push(Section::BackingName);
@@ -229,7 +254,7 @@ impl<'a> Tables<'a> {
 
     async fn section(&self, section: &Section) -> Result<Child<Branch>> {
         match section {
-            Section::Header => self.header_part().await,
+            Section::Header => Ok(self.header_part()),
             Section::Extensions => self.extensions_part().await,
             Section::BackingName => Ok(self.backing_name().await?.into()),
             Section::RefcountTable => Ok(self.refcount_table_part()),
@@ -246,12 +271,10 @@ impl<'a> Tables<'a> {
     /// The header of the encryption that the pointer at `at` points to.
     async fn luks_part(&self, at: u64) -> Result<Child<Branch>> {
         let place = self.encryption_place(at).await?;
-        let wrong = (!self.cluster.is_aligned(place.start))
-            .then(|| format!("it lies at {:#x}, which is not a multiple of the cluster size", place.start));
-        let beyond = (place.end() > self.length)
-            .then(|| format!("it ends at {:#x}, beyond the end of the file at {:#x}", place.end(), self.length));
         let doc = "The header of the encryption (LUKS) with its keys. The data is in the clusters of the image.";
-        let part = Part::new(PartKind::Table, "encryption header", place, doc).problem(wrong).problem(beyond);
+        let part = Part::new(PartKind::Table, "encryption header", place, doc)
+            .problem(self.crooked(place.start))
+            .problem(self.beyond(place.end()));
         let total = self.luks(place, luks::Branch::Volume).await?.len() as u64;
         Ok(part.with(total, Branch::Luks { place, branch: luks::Branch::Volume }))
     }
@@ -268,6 +291,12 @@ impl<'a> Tables<'a> {
     }
 }
 
+/// A number of things.
+fn counted(count: impl Into<u64>, one: &str, more: &str) -> String {
+    let count = count.into();
+    format!("{count} {}", if count == 1 { one } else { more })
+}
+
 impl Tree for Tables<'_> {
     type Branch = Branch;
 
@@ -275,7 +304,7 @@ impl Tree for Tables<'_> {
         Ok(match branch {
             Branch::Image => return self.image(page).await,
             Branch::Header => Listing::page(self.header_fields().await?, page),
-            Branch::Features(kind) => Listing::page(self.features(*kind).await?, page),
+            Branch::Features(kind) => Listing::page(self.features(*kind, &self.feature_names().await?), page),
             Branch::Extensions => Listing::page(self.extension_parts().await?, page),
             Branch::Extension(found) => Listing::page(self.extension(found).await?, page),
             Branch::FeatureName(at) => Listing::page(self.feature_name(*at).await?, page),

@@ -5,11 +5,11 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use crate::error::Result;
-use crate::formats::qcow2::structure::{Branch, Tables};
+use crate::formats::qcow2::structure::{Branch, Tables, counted};
 use crate::formats::qcow2::table::{refcount, refcount_place, word};
-use crate::node::Range;
-use crate::structure::tree::{Bits, Child, Listing, Page, read, stored};
-use crate::structure::{BitRange, Part, PartKind};
+use crate::node::{Range, Role};
+use crate::structure::tree::{Bits, Child, Listing, Page, read};
+use crate::structure::{BitRange, Part, PartKind, Place};
 
 const OFFSET: Bits =
     Bits::new("offset", 9, 55, "Offset of the refcount block; 0: no cluster that it would describe is in use.");
@@ -36,29 +36,26 @@ impl Tables<'_> {
     }
 
     pub(super) async fn refcount_table(&self, page: Page) -> Result<Listing<Branch>> {
-        let start = self.raw.refcount_table_offset;
-        let (total, _) = stored(start, self.refcount_entries(), 8, self.length);
-        let wanted = page.of(total);
-        let bytes = read(self.file, start.saturating_add(wanted.start * 8), (wanted.end - wanted.start) * 8).await?;
         let covered = self.refcounts_per_block() << self.cluster.bits();
-        let mut children = Vec::new();
-        for (index, number) in wanted.zip(0..) {
-            let Some(entry) = word(&bytes, number) else { break };
-            let at = entry & OFFSET.mask();
-            let value = match at {
+        let part = |index, at, entry: &[u8]| {
+            let entry = word(entry, 0).unwrap_or(0);
+            let block = entry & OFFSET.mask();
+            let value = match block {
                 0 => "no block".to_string(),
-                _ => format!("block at {at:#x}, for clusters from {:#x} on", u128::from(index) * u128::from(covered)),
+                _ => {
+                    format!("block at {block:#x}, for clusters from {:#x} on", u128::from(index) * u128::from(covered))
+                }
             };
             let reserved = (entry & RESERVED.mask() != 0).then(|| "reserved bits are set".to_string());
             let doc = "Where a refcount block is.";
-            let part = Part::new(PartKind::Entry, format!("entry {index}"), Range::new(start + index * 8, 8), doc)
+            Part::new(PartKind::Entry, format!("entry {index}"), Range::new(at, 8), doc)
                 .value(value)
                 .problem(reserved)
-                .problem((at != 0).then(|| self.cluster_problem(at)).flatten())
-                .target((at != 0).then(|| self.place(at, self.cluster.size())).flatten());
-            children.push(part.with(2 + u64::from(at != 0), Branch::RefcountEntry(index)));
-        }
-        Ok(Listing { total, children })
+                .problem(self.cluster_problem(block))
+                .target(self.place(block, self.cluster.size()))
+                .with(2 + u64::from(block != 0), Branch::RefcountEntry(index))
+        };
+        self.entries((self.raw.refcount_table_offset, self.refcount_entries(), 8), page, part).await
     }
 
     pub(super) async fn refcount_entry(&self, index: u64) -> Result<Vec<Child<Branch>>> {
@@ -73,26 +70,23 @@ impl Tables<'_> {
         ]);
         if block != 0 {
             let doc = "How often each of a run of clusters is referred to; 0: the cluster is free.";
-            let place = (block, self.refcounts_per_block(), 1);
-            let mut child = self.table("refcount block", place, doc, Branch::RefcountBlock { index, at: block });
-            let there = self.length.saturating_sub(block).min(self.cluster.size());
-            child.part.place.range = Range::new(block, self.cluster.size());
-            child.part.problem = self.cluster_problem(block);
-            child.part.children = self.refcounts_in(there);
-            child.branch = (child.part.children > 0).then_some(Branch::RefcountBlock { index, at: block });
-            children.push(child);
+            let part = Part::new(PartKind::Table, "refcount block", Range::new(block, self.cluster.size()), doc)
+                .value(counted(self.refcounts_per_block(), "entry", "entries"))
+                .problem(self.cluster_problem(block));
+            children.push(part.with(self.refcounts_at(block), Branch::RefcountBlock { index, at: block }));
         }
         Ok(children)
     }
 
-    /// Refcounts that are in so many bytes of a block.
-    fn refcounts_in(&self, bytes: u64) -> u64 {
-        if self.raw.refcount_order > MAX_ORDER { 0 } else { (bytes * 8) >> self.raw.refcount_order }
+    /// Refcounts that are in the file of the block at `at`.
+    fn refcounts_at(&self, at: u64) -> u64 {
+        let there = self.length.saturating_sub(at).min(self.cluster.size());
+        if self.raw.refcount_order > MAX_ORDER { 0 } else { (there * 8) >> self.raw.refcount_order }
     }
 
     pub(super) async fn refcount_block(&self, index: u64, at: u64, page: Page) -> Result<Listing<Branch>> {
         let order = self.raw.refcount_order;
-        let total = self.refcounts_in(self.length.saturating_sub(at).min(self.cluster.size()));
+        let total = self.refcounts_at(at);
         let wanted = page.of(total);
         let mut children = Vec::new();
         if !wanted.is_empty() {
@@ -122,12 +116,11 @@ impl Tables<'_> {
         let range = Range::new(at.saturating_add(start as u64), len as u64);
         let doc = "How often the cluster is referred to.";
         let part = Part::new(PartKind::Entry, format!("cluster {cluster}"), range, doc).value(value);
-        let target = match host {
-            Some(0) => Some(Range::new(0, self.cluster.size().min(self.length))),
-            Some(host) => self.place(host, self.cluster.size()).map(|place| place.range),
-            None => None,
-        };
-        let mut part = part.target(target.map(|range| crate::structure::Place { role: crate::Role::File, range }));
+        let header = Place { role: Role::File, range: Range::new(0, self.cluster.size().min(self.length)) };
+        let mut part = part.target(match host {
+            Some(0) => Some(header),
+            host => host.and_then(|host| self.place(host, self.cluster.size())),
+        });
         if order < 3 {
             let bits = 1 << order;
             part.bits = Some(BitRange { low: (entry as u32 % (8 >> order)) << order, count: bits });
