@@ -1,7 +1,11 @@
-//! Header extensions (QEMU docs/interop/qcow2, "Header extensions"): a list of type, length, data, padding.
+//! Header extensions (QEMU docs/interop/qcow2, "Header extensions"): a grammar of type, length, data, padding.
 
 use alloc::string::String;
 use alloc::vec::Vec;
+
+use nom::Parser;
+use nom::bytes::complete::take;
+use nom::combinator::map_opt;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::qcow2::header::FeatureName;
@@ -93,12 +97,11 @@ impl Extensions {
         let mut rest = bytes;
         while !rest.is_empty() {
             let at = start + (bytes.len() - rest.len()) as u64;
-            let RawExtension { kind, len } = RawExtension::parse(rest).ok_or_else(|| too_large(at, 0))?;
+            let (after, RawExtension { kind, len }) = head(rest).map_err(|_| too_large(at, 0))?;
             if kind == 0 {
                 break;
             }
-            let after = rest.get(RawExtension::SIZE..).unwrap_or_default();
-            let (data, after) = after.split_at_checked(len as usize).ok_or_else(|| too_large(at, len))?;
+            let (after, data) = body(after, len).map_err(|_| too_large(at, len))?;
             extensions.add(kind, data, at + RawExtension::SIZE as u64)?;
             let padding = after.len().min(len.next_multiple_of(8) as usize - len as usize);
             rest = after.get(padding..).unwrap_or_default();
@@ -140,6 +143,16 @@ impl Extensions {
         }
         Ok(())
     }
+}
+
+type Parsed<'a, T> = nom::IResult<&'a [u8], T>;
+
+fn head(bytes: &[u8]) -> Parsed<'_, RawExtension> {
+    map_opt(take(RawExtension::SIZE), RawExtension::parse).parse(bytes)
+}
+
+fn body(bytes: &[u8], len: u32) -> Parsed<'_, &[u8]> {
+    take(len).parse(bytes)
 }
 
 fn too_large(at: u64, len: u32) -> Error {
