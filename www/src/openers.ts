@@ -1,7 +1,7 @@
 // The ways in which an image comes to the page: chosen, dropped, a folder, an address, the sample, or served by `diskette serve`.
 
 import { button, element, size } from "./format";
-import { atPath } from "./paths";
+import { namedBy } from "./paths";
 import type { Given, Opening, Surveyed } from "./protocol";
 import { ask } from "./rpc";
 
@@ -19,6 +19,8 @@ interface Host {
 /** A folder is looked into no further than this. */
 const MAX_FOLDER_FILES = 2000;
 const MAX_FOLDER_DEPTH = 16;
+/** Handing files to the worker takes time, for each is looked up. */
+const SURVEYED_AT_ONCE = 100;
 
 /** What `diskette serve` says it serves. Images are numbered by their place; `named` on the command line, or else by another image. */
 interface Manifest {
@@ -39,7 +41,7 @@ interface HandleItem extends DataTransferItem {
 }
 
 /** Files as they were chosen: in a folder under their paths. */
-const given = (files: Iterable<File>): Given[] => Array.from(files, (file) => ({ file: atPath(file, file.webkitRelativePath) }));
+export const given = (files: Iterable<File>): Given[] => Array.from(files, (file) => ({ file, path: file.webkitRelativePath || file.name }));
 const files = (all: Given[]): Opening => ({ from: "files", files: all, wish: {} });
 
 /** What was dropped, with handles where the browser gives them. They have to be asked for before the event is over. */
@@ -54,7 +56,7 @@ async function dropped(transfer: DataTransfer): Promise<{ all: Given[]; folder: 
     if (known?.kind === "directory") {
       folder = true;
       await addFolder(known as FileSystemDirectoryHandle, known.name, all);
-    } else if (file) all.push(known ? { file, handle: known as FileSystemFileHandle } : { file });
+    } else if (file) all.push({ file, path: file.name, ...(known ? { handle: known as FileSystemFileHandle } : {}) });
   }
   return { all, folder };
 }
@@ -68,7 +70,7 @@ async function addFolder(folder: FileSystemDirectoryHandle, path: string, all: G
       if (depth < MAX_FOLDER_DEPTH) await addFolder(entry as FileSystemDirectoryHandle, inner, all, depth + 1);
     } else {
       const handle = entry as FileSystemFileHandle;
-      all.push({ file: atPath(await handle.getFile(), inner), handle });
+      all.push({ file: await handle.getFile(), path: inner, handle });
     }
   }
 }
@@ -76,24 +78,21 @@ async function addFolder(folder: FileSystemDirectoryHandle, path: string, all: G
 /** Stops looking at the files of a folder. */
 let looking: AbortController | undefined;
 
-/** Of many files the user picks the image; those that it names come with it. */
-async function pick(given: Given[], host: Host): Promise<void> {
+/** Of many files, and others that are too many, the user picks the image; those that it names come with it. */
+async function pick(all: Given[], left: number, host: Host): Promise<void> {
   looking?.abort();
   const own = (looking = new AbortController());
-  const all = given.slice(0, MAX_FOLDER_FILES);
-  const left = given.length - all.length;
   const beyond = left > 0 ? ` ${left.toLocaleString("en")} more in the folder were not looked at.` : "";
   const list = $("choice");
   list.replaceChildren(button("Stop looking", () => own.abort(), "second"));
   list.hidden = false;
   host.say(`Looking at ${all.length.toLocaleString("en")} files…`);
   const found: Surveyed[] = [];
-  const part = ({ done, found: more }: { done: number; found: Surveyed[] }): void => {
-    found.push(...more);
-    if (looking === own) host.say(`Looked at ${done.toLocaleString("en")} of ${all.length.toLocaleString("en")} files.`, true);
-  };
   try {
-    await ask("survey", { files: all.map(({ file }) => file) }, { signal: own.signal, part });
+    for (let at = 0; at < all.length; at += SURVEYED_AT_ONCE) {
+      found.push(...(await ask("survey", { files: all.slice(at, at + SURVEYED_AT_ONCE) }, { signal: own.signal })));
+      if (looking === own) host.say(`Looked at ${Math.min(at + SURVEYED_AT_ONCE, all.length).toLocaleString("en")} of ${all.length.toLocaleString("en")} files.`, true);
+    }
   } catch (error) {
     if (looking === own) list.hidden = true;
     if (!own.signal.aborted) throw error;
@@ -101,25 +100,29 @@ async function pick(given: Given[], host: Host): Promise<void> {
   // Something else was opened meanwhile.
   if (looking !== own) return;
   looking = undefined;
-  const named = new Set(found.flatMap((image) => image.named));
-  const tops = found.filter(({ name }) => !named.has(name));
+  const referred = ({ path, references }: Surveyed): Given[] =>
+    references.map((name) => namedBy(path, name, all)).filter((file): file is Given => file !== undefined && file.path !== path);
+  const named = new Set(found.flatMap(referred));
+  const tops = found.filter(({ path }) => !named.has(all.find((file) => file.path === path) as Given));
+  /** Opens an image with what it names, and what that names. */
   const begin = (image: Surveyed): void => {
-    const first = all.filter(({ file }) => file.name === image.name);
-    void host.open({ from: "files", files: [...first, ...all.filter(({ file }) => file.name !== image.name)], ordered: true, wish: {} });
+    const chain = new Set(all.filter(({ path }) => path === image.path));
+    for (const { path } of chain) for (const file of found.filter((other) => other.path === path).flatMap(referred)) chain.add(file);
+    void host.open({ from: "files", files: [...chain], ordered: true, wish: {} });
   };
   list.hidden = true;
   if (tops.length === 1 && !own.signal.aborted) return begin(tops[0] as Surveyed);
   const none = `None of these files is an image of a known format.${beyond} Choose one by itself to look at its bytes.`;
   host.say(tops.length === 0 ? none : `Which image?${own.signal.aborted ? " These were found until it was stopped." : ""}${beyond}`);
   list.hidden = tops.length === 0;
-  const line = (image: Surveyed): HTMLElement => element("li", {}, button(image.name, () => begin(image), "link"), ` ${image.format}, ${size(image.virtualSize)}`);
+  const line = (image: Surveyed): HTMLElement => element("li", {}, button(image.path, () => begin(image), "link"), ` ${image.format}, ${size(image.virtualSize)}`);
   list.replaceChildren(element("ul", { class: "plain" }, ...tops.map(line)));
 }
 
 async function openSample(host: Host): Promise<void> {
   const response = await fetch("./sample.qcow2");
   if (!response.ok) throw new Error(`the sample is missing (${response.status})`);
-  await host.open(files([{ file: new File([await response.blob()], "sample.qcow2") }]));
+  await host.open(files(given([new File([await response.blob()], "sample.qcow2")])));
 }
 
 /** The images of `diskette serve`, where the page is its. */
@@ -166,7 +169,8 @@ export function listenForImages(page: Host): void {
   };
   const folderInput = $<HTMLInputElement>("folder");
   folderInput.onchange = () => {
-    if (folderInput.files?.length) guarded(pick(given(folderInput.files), host));
+    const all = [...(folderInput.files ?? [])];
+    if (all.length > 0) guarded(pick(given(all.slice(0, MAX_FOLDER_FILES)), Math.max(0, all.length - MAX_FOLDER_FILES), host));
     folderInput.value = "";
   };
   $("url-form").addEventListener("submit", (event) => {
@@ -191,7 +195,7 @@ export function listenForImages(page: Host): void {
     if (!event.dataTransfer) return;
     const taken = dropped(event.dataTransfer).then(({ all, folder }) => {
       if (all.length === 0) return;
-      return folder || all.length > 8 ? pick(all, host) : host.open(files(all));
+      return folder || all.length > 8 ? pick(all.slice(0, MAX_FOLDER_FILES), Math.max(0, all.length - MAX_FOLDER_FILES), host) : host.open(files(all));
     });
     guarded(taken);
   });

@@ -6,23 +6,22 @@ export function baseName(name: string): string {
   return name.split(/[/\\]/).at(-1) || name;
 }
 
-/** A file under the path that it has in a folder, so that it is told from others of its name. */
-export function atPath(file: File, path: string): File {
-  return path === "" || path === file.name ? file : new File([file], path, { type: file.type, lastModified: file.lastModified });
+interface AtPath {
+  path: string;
 }
 
 /** Of files with paths, the one that another one names: where the name leads from there, or else the only one that is called so. */
-export function namedBy(from: string, name: string, files: readonly File[]): File | undefined {
+export function namedBy<F extends AtPath>(from: string, name: string, files: readonly F[]): F | undefined {
   const parts = from.split("/").slice(0, -1);
   for (const part of name.split(/[/\\]/)) {
     if (part === "..") parts.pop();
     else if (part !== "." && part !== "") parts.push(part);
   }
-  const there = files.filter((file) => file.name === parts.join("/")).at(-1);
+  const there = files.filter(({ path }) => path === parts.join("/")).at(-1);
   if (there) return there;
-  const alike = files.filter((file) => baseName(file.name) === baseName(name));
+  const alike = files.filter(({ path }) => baseName(path) === baseName(name));
   // One that was given by itself is meant for whoever asks for it.
-  const single = alike.filter((file) => !file.name.includes("/"));
+  const single = alike.filter(({ path }) => !path.includes("/"));
   return single.length > 0 ? single.at(-1) : alike.length === 1 ? alike[0] : undefined;
 }
 

@@ -9,9 +9,10 @@ import type { Layout, Page, Path } from "./contents";
 /** The disk that the guest sees, or one of the files that hold it. */
 export type Space = "disk" | number;
 
-/** A file, and its handle where the browser gave one: only with that it can be changed. */
+/** A file, its path in the folder that it was chosen with or else its name, and its handle where the browser gave one: only with that it can be changed. */
 export interface Given {
   file: File;
+  path: string;
   handle?: FileSystemFileHandle;
 }
 
@@ -54,12 +55,12 @@ export interface Opened {
   missing: Missing[];
 }
 
-/** What is in a file among several: an image, and which of the others it names. */
+/** What is in a file among several: an image, and what it names. */
 export interface Surveyed {
-  name: string;
+  path: string;
   format: string;
   virtualSize: number;
-  named: string[];
+  references: string[];
 }
 
 /** A change of metadata that can be made where the image is. */
@@ -115,8 +116,8 @@ interface Question<Ask, Reply, Part = never> {
 
 export interface Ops {
   open: Question<Opening, Opened>;
-  /** Looks into files without opening any for good, and tells how far it is; what is no image of a known format is left out. */
-  survey: Question<{ files: File[] }, null, { done: number; found: Surveyed[] }>;
+  /** Looks into files without opening any for good; what is no image of a known format is left out. */
+  survey: Question<{ files: Given[] }, Surveyed[]>;
   map: Question<null, { complete: boolean }, MapPage>;
   check: Question<null, CheckReport>;
   read: Question<{ space: Space; offset: number; length: number }, Uint8Array<ArrayBuffer>>;

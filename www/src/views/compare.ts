@@ -4,6 +4,7 @@ import { type App, type Current, type View } from "../app";
 import { explain, refusesPassphrase } from "../advice";
 import { button, element, exactly, offset, percent, size } from "../format";
 import { baseName } from "../paths";
+import { given } from "../openers";
 import type { Comparison, Opening } from "../protocol";
 import { type InspectorError, ask } from "../rpc";
 import { HexView } from "../widgets/hex-view";
@@ -149,7 +150,7 @@ export function compareView(app: App): View {
   };
 
   input.onchange = () => {
-    if (input.files?.length) begin({ from: "files", files: Array.from(input.files, (file) => ({ file })), wish: {} });
+    if (input.files?.length) begin({ from: "files", files: given(input.files), wish: {} });
     // The same files can be chosen again: they may have changed.
     input.value = "";
   };

@@ -3,7 +3,6 @@
 import { type App, type Current, type View } from "../app";
 import { explain } from "../advice";
 import { button, element, exactly, hex, offset } from "../format";
-import { atPath } from "../paths";
 import type { Change, Edit, Given, Opening, PlanInfo, Side } from "../protocol";
 import { ask } from "../rpc";
 import { askWhere, saveTo } from "../saving";
@@ -163,7 +162,7 @@ export function editView(app: App): View {
 
   /** The handle of the image's file: the one it was dropped with, or one that the user chooses now. */
   async function handleOf(files: Given[], name: string): Promise<FileSystemFileHandle> {
-    const known = files.find(({ file }) => file.name === name)?.handle;
+    const known = files.find(({ path }) => path === name)?.handle;
     const handle = known ?? (await (window as unknown as OpenPicker).showOpenFilePicker({ multiple: false }))[0];
     const asking = handle as FileSystemFileHandle & { requestPermission?(options: { mode: "readwrite" }): Promise<PermissionState> };
     const permission = await asking.requestPermission?.({ mode: "readwrite" });
@@ -179,11 +178,11 @@ export function editView(app: App): View {
     }
     const handle = await handleOf(opening.files, opened.name);
     await ask("apply-edit", { to: { handle }, plan: made.plan });
-    const others = opening.files.filter(({ file }) => file.name !== opened.name);
-    const known = opening.files.filter(({ file }) => file.name === opened.name);
+    const others = opening.files.filter(({ path }) => path !== opened.name);
+    const known = opening.files.filter(({ path }) => path === opened.name);
     // If it cannot be read again, opening says so.
     const file = await handle.getFile().catch(() => undefined);
-    return { ...opening, files: [...(file ? [{ file: atPath(file, opened.name), handle }] : known), ...others] };
+    return { ...opening, files: [...(file ? [{ file, path: opened.name, handle }] : known), ...others] };
   }
 
   async function apply(): Promise<void> {

@@ -4,6 +4,7 @@ import type { LayerInfo, Property } from "diskette";
 
 import { type App, type Current, type View, fileOf, layerOf } from "../app";
 import { button, element, exactly, size } from "../format";
+import { given } from "../openers";
 import { baseName } from "../paths";
 import type { Missing, Opened } from "../protocol";
 import { fill, named, section, warning } from "./panel";
@@ -85,7 +86,7 @@ export function overviewView(app: App): View {
     input.multiple = true;
     input.ariaLabel = `Choose ${missing.map(({ name }) => name).join(", ")}`;
     input.onchange = () => {
-      const more = Array.from(input.files ?? [], (file) => ({ file }));
+      const more = given(input.files ?? []);
       if (more.length > 0) void app.open({ ...opening, files: [...opening.files, ...more] });
     };
     return input;

@@ -4,8 +4,8 @@ import { open } from "../../../pkg/inspector/index.js";
 import type { ImageInfo, InspectedImage as Image, Reference } from "diskette/inspector";
 
 import { namedBy } from "../paths";
-import type { Missing, Opened, Opening, Ops, Surveyed, Wish } from "../protocol";
-import { type Call, type Handlers, replace } from "./state";
+import type { Given, Missing, Opened, Opening, Surveyed, Wish } from "../protocol";
+import { type Handlers, replace } from "./state";
 
 /** Ends an opening when another one begins. */
 let latest = new AbortController();
@@ -27,23 +27,36 @@ function referencesOf({ backingFile, dataFile }: ImageInfo): Missing[] {
   return named;
 }
 
-/** Those of several files that a file among them names. */
-async function namedIn(file: File, files: File[]): Promise<{ info: ImageInfo; named: File[] }> {
-  const info = await describe(await open(file));
-  const named = referencesOf(info).map(({ name }) => namedBy(file.name, name, files));
-  return { info, named: named.filter((other) => other !== undefined && other !== file) as File[] };
+/** What is in each of several files; what cannot be opened is left out, and said when it is chosen. */
+async function survey(files: Given[], signal?: AbortSignal): Promise<Surveyed[]> {
+  const found: Surveyed[] = [];
+  for (const { file, path } of files) {
+    signal?.throwIfAborted();
+    const info = await open(file).then(describe).catch(() => undefined);
+    if (!info || info.format === "raw") continue;
+    const references = referencesOf(info).map(({ name }) => name);
+    found.push({ path, format: info.format, virtualSize: info.virtualSize, references });
+  }
+  return found;
 }
 
 /** The one of several files that no other names comes first. */
-async function topFirst(files: File[]): Promise<File[]> {
+async function topFirst(files: Given[]): Promise<Given[]> {
   if (files.length < 2) return files;
-  const named = new Set<File>();
-  for (const file of files) {
-    const found = await namedIn(file, files).catch(() => undefined);
-    for (const other of found?.named ?? []) named.add(other);
+  const named = new Set<Given>();
+  for (const { path, references } of await survey(files)) {
+    for (const name of references) {
+      const other = namedBy(path, name, files);
+      if (other && other.path !== path) named.add(other);
+    }
   }
   const top = files.find((file) => !named.has(file));
   return top ? [top, ...files.filter((file) => file !== top)] : files;
+}
+
+/** A file that goes by its path, so that it is told from others of its name. */
+function atPath({ file, path }: Given): File {
+  return path === file.name ? file : new File([file], path, { type: file.type, lastModified: file.lastModified });
 }
 
 type Find = (reference: Reference) => File | string | null;
@@ -75,11 +88,14 @@ async function openWith(input: File | string, find: Find, options: Wish & { sign
 type FilesOpening = Extract<Opening, { from: "files" }>;
 
 async function openFiles({ files, ordered }: FilesOpening, wish: Wish & { signal: AbortSignal }): Promise<[File, Image, Missing[]]> {
-  const given = files.map(({ file }) => file);
-  const [first, ...others] = ordered ? given : await topFirst(given);
+  const [first, ...others] = ordered ? files : await topFirst(files);
   if (!first) throw new Error("no file was given");
-  const find: Find = ({ name, from }) => namedBy(from, name, others) ?? null;
-  return [first, ...(await openWith(first, find, wish))];
+  const find: Find = ({ name, from }) => {
+    const found = namedBy(from, name, others);
+    return found ? atPath(found) : null;
+  };
+  const top = atPath(first);
+  return [top, ...(await openWith(top, find, wish))];
 }
 
 /**
@@ -118,27 +134,6 @@ export async function openOne(opening: Opening, signal: AbortSignal): Promise<{ 
   return { image, input, opened: { name, info: image.info(), files: image.files, missing } };
 }
 
-/** How often the page hears of a survey. */
-const SURVEY_MILLISECONDS = 200;
-
-async function survey(files: File[], { signal, part }: Call<Ops["survey"]["part"]>): Promise<null> {
-  let found: Surveyed[] = [];
-  let told = performance.now();
-  for (const [index, file] of files.entries()) {
-    signal.throwIfAborted();
-    try {
-      const { info, named } = await namedIn(file, files);
-      if (info.format !== "raw") found.push({ name: file.name, format: info.format, virtualSize: info.virtualSize, named: named.map(({ name }) => name) });
-    } catch {
-      // What cannot be opened is said when it is chosen.
-    }
-    if (index + 1 < files.length && performance.now() - told < SURVEY_MILLISECONDS) continue;
-    part({ done: index + 1, found });
-    [found, told] = [[], performance.now()];
-  }
-  return null;
-}
-
 export const opening: Pick<Handlers, "open" | "survey"> = {
   async open(wanted) {
     latest.abort();
@@ -152,5 +147,5 @@ export const opening: Pick<Handlers, "open" | "survey"> = {
     await replace({ image, input, opening: wanted });
     return opened;
   },
-  survey: ({ files }, call) => survey(files, call),
+  survey: ({ files }, { signal }) => survey(files, signal),
 };
