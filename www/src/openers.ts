@@ -20,7 +20,7 @@ interface Host {
 const MAX_FOLDER_FILES = 2000;
 const MAX_FOLDER_DEPTH = 16;
 /** Handing files to the worker takes time, for each is looked up. */
-const SURVEYED_AT_ONCE = 100;
+const SURVEYED_AT_ONCE = 25;
 
 /** What `diskette serve` says it serves. Images are numbered by their place; `named` on the command line, or else by another image. */
 interface Manifest {
