@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { copyFileSync, readFileSync } from "node:fs";
+import { appendFileSync, copyFileSync, readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { test } from "node:test";
 
@@ -94,6 +94,28 @@ test("a snapshot is deleted in a file that is served to be changed", async (t) =
   assert.match(execFileSync("qemu-img", ["check", path("changed.qcow2")], { encoding: "utf8" }), /No errors/);
   assert.equal(execFileSync("qemu-img", ["snapshot", "-l", path("changed.qcow2")], { encoding: "utf8" }), "");
   assert.match(execFileSync("qemu-img", ["compare", path("changed.qcow2"), path("top.qcow2")], { encoding: "utf8" }), /identical/);
+});
+
+test("a file that is changed by others just before it is written is left as it is", async (t) => {
+  copyFileSync(path("top.qcow2"), path("raced.qcow2"));
+  const { address } = await serve(t, "--writable", path("raced.qcow2"));
+  const page = await visit(address);
+  await view(page, "Edit");
+  await page.getByRole("button", { name: "Delete…" }).click();
+  await page.waitForSelector("#preview table");
+  await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
+  let raced;
+  await page.route("**/images/**", async (route) => {
+    if (!raced && ["PATCH", "PUT"].includes(route.request().method())) {
+      appendFileSync(path("raced.qcow2"), "something else");
+      raced = readFileSync(path("raced.qcow2"));
+    }
+    await route.continue();
+  });
+  await page.click("#edit-apply");
+  await until(page, () => /Nothing was changed: .*is not the file that was looked at, or was changed since/.test(document.querySelector("#edit-status").textContent));
+  assert.deepEqual(readFileSync(path("raced.qcow2")), raced);
+  await page.close();
 });
 
 test("a change that is interrupted and cannot be put back is undone with the undo file", async (t) => {

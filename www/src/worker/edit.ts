@@ -83,26 +83,35 @@ async function request(url: string, options: RequestInit): Promise<Response> {
   const response = await fetch(url, options);
   if (response.ok) return response;
   const kind = response.headers.get("Diskette-Error") ?? "io";
-  throw Object.assign(new Error((await response.text()).trim() || `diskette serve answered ${response.status}`), { kind });
+  throw Object.assign(new Error((await response.text()).trim() || `diskette serve answered ${response.status}`), { kind, status: response.status });
 }
 
 /** Writes a plan into a file that `diskette serve` has. If that fails half way, what was written is put back. */
 async function applyToServer(url: string, plan: Plan): Promise<void> {
   const { writer } = (await (await request(`${url}/writer`, { method: "POST" })).json()) as { writer: string };
-  const headers = { "Diskette-Writer": writer };
+  const headers: Record<string, string> = { "Diskette-Writer": writer };
+  let expected: Record<string, string> = {};
+  /** Makes a change. The first one is made only to the file that was looked at. */
+  const change = async (url: string, options: RequestInit): Promise<Response> => {
+    const sent = { ...headers, ...(options.headers as Record<string, string>), ...expected };
+    expected = {};
+    return request(url, { ...options, headers: sent });
+  };
   const write = async (offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void> => {
     for (let at = 0; at < bytes.length; at += MAX_SENT) {
       const part = bytes.subarray(at, at + MAX_SENT);
       const range = `bytes ${offset + at}-${offset + at + part.length - 1}/*`;
-      await request(url, { method: "PATCH", headers: { ...headers, "Content-Range": range }, body: part });
+      await change(url, { method: "PATCH", headers: { "Content-Range": range }, body: part });
     }
   };
-  const resize = (length: number): Promise<Response> => request(`${url}/length`, { method: "PUT", headers, body: String(length) });
+  const resize = (length: number): Promise<Response> => change(`${url}/length`, { method: "PUT", body: String(length) });
   const read = async (offset: number, length: number): Promise<Uint8Array> =>
     new Uint8Array(await (await request(url, { headers: { Range: `bytes=${offset}-${offset + length - 1}` } })).arrayBuffer());
   try {
-    const size = Number((await request(url, { method: "HEAD" })).headers.get("Content-Length"));
+    const { headers: now } = await request(url, { method: "HEAD" });
+    const size = Number(now.get("Content-Length"));
     await confirm(plan, size, read);
+    expected = { "If-Match": now.get("ETag") ?? "*" };
     const done: Change[] = [];
     try {
       if (plan.sizeAfter > size) await resize(plan.sizeAfter);
@@ -113,6 +122,8 @@ async function applyToServer(url: string, plan: Plan): Promise<void> {
       if (plan.sizeAfter < size) await resize(plan.sizeAfter);
       await request(`${url}/flush`, { method: "POST", headers });
     } catch (error) {
+      // The file is not the one that was looked at, so nothing was written.
+      if ((error as { status?: number }).status === 412) throw changed(plan.name);
       // Everything is put back that can be, whatever becomes of the rest.
       const steps: (() => Promise<unknown>)[] = done.reverse().map(({ offset, before }) => () => write(offset, before));
       if (plan.sizeAfter !== size) steps.unshift(() => resize(size));
