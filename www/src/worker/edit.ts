@@ -91,11 +91,20 @@ async function applyToServer(url: string, plan: Plan): Promise<void> {
   const { writer } = (await (await request(`${url}/writer`, { method: "POST" })).json()) as { writer: string };
   const headers: Record<string, string> = { "Diskette-Writer": writer };
   let expected: Record<string, string> = {};
+  let touched = false;
   /** Makes a change. The first one is made only to the file that was looked at. */
   const change = async (url: string, options: RequestInit): Promise<Response> => {
     const sent = { ...headers, ...(options.headers as Record<string, string>), ...expected };
     expected = {};
-    return request(url, { ...options, headers: sent });
+    try {
+      const response = await request(url, { ...options, headers: sent });
+      touched = true;
+      return response;
+    } catch (error) {
+      // What is refused was not done.
+      touched ||= (error as { status?: number }).status === undefined;
+      throw error;
+    }
   };
   const write = async (offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void> => {
     for (let at = 0; at < bytes.length; at += MAX_SENT) {
@@ -122,8 +131,7 @@ async function applyToServer(url: string, plan: Plan): Promise<void> {
       if (plan.sizeAfter < size) await resize(plan.sizeAfter);
       await request(`${url}/flush`, { method: "POST", headers });
     } catch (error) {
-      // The file is not the one that was looked at, so nothing was written.
-      if ((error as { status?: number }).status === 412) throw changed(plan.name);
+      if (!touched) throw (error as { status?: number }).status === 412 ? changed(plan.name) : error;
       // Everything is put back that can be, whatever becomes of the rest.
       const steps: (() => Promise<unknown>)[] = done.reverse().map(({ offset, before }) => () => write(offset, before));
       if (plan.sizeAfter !== size) steps.unshift(() => resize(size));
