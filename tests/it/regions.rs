@@ -164,8 +164,17 @@ fn nothing_is_leaked_that_an_unreadable_snapshot_may_refer_to() {
     let mut bytes = file.to_vec();
     let for_check = OpenOptions { structure_only: true, for_check: true, ..OpenOptions::default() };
     let whole = by_kind(&open(file, &for_check).unwrap(), bytes.len() as u64);
-    // Too much extra data, and a table that is nowhere.
     let snapshots = be(&bytes, 64, 8) as usize;
+    // An L1 table of the snapshot that is askew, and two that are nowhere.
+    for offset in [1, 1 << 40, u64::MAX] {
+        let mut bytes = bytes.clone();
+        bytes[snapshots..snapshots + 8].copy_from_slice(&u64::to_be_bytes(offset));
+        let image = open(Memory::new(bytes.clone()), &for_check).unwrap();
+        let sums = by_kind(&image, bytes.len() as u64);
+        assert!(!sums.contains_key("leaked") && !sums.contains_key("snapshot-data"), "{sums:?}");
+        assert_eq!(sums["unknown"], 2 * cluster + whole["snapshot-data"], "{sums:?}");
+    }
+    // Too much extra data, and a table that is nowhere.
     for (at, value) in [(snapshots + 36, [0xff; 4]), (64, [0xff; 4])] {
         bytes[at..at + 4].copy_from_slice(&value);
         let image = open(Memory::new(bytes.clone()), &for_check).unwrap();

@@ -3,7 +3,7 @@
 import type { App, Current, Place, View, ViewName } from "./app";
 import { button, element } from "./format";
 import { adviceFor, bytesCanBeShown, refusesPassphrase } from "./advice";
-import { listenForImages } from "./openers";
+import { listenForImages, stopLooking } from "./openers";
 import { baseName } from "./paths";
 import type { Opening } from "./protocol";
 import { type InspectorError, ask, onCrash } from "./rpc";
@@ -41,7 +41,7 @@ const app: App = {
   served: [],
   go,
   mark,
-  open,
+  open: (opening) => open(opening),
   choose,
   complain,
 };
@@ -100,11 +100,11 @@ function complain(error: unknown, opening?: Opening): void {
   status.replaceChildren(...parts);
 }
 
-async function open(opening: Opening): Promise<void> {
+/** Opens an image. `within`: whoever opens it anew from a view goes on there. */
+async function open(opening: Opening, within = results.contains(document.activeElement)): Promise<void> {
   const turn = ++generation;
+  stopLooking();
   say("Opening…");
-  // Who opened it anew from a view goes on there.
-  const within = results.contains(document.activeElement);
   results.hidden = true;
   $("choice").hidden = true;
   document.body.classList.remove("opened");
@@ -120,7 +120,7 @@ async function open(opening: Opening): Promise<void> {
     if (opening.wish.passphrase === undefined) return complain(error, opening.wish.format ? undefined : opening);
     // What can be said of it without the passphrase is shown again, and another one can be tried.
     const { passphrase, ...wish } = opening.wish;
-    await open({ ...opening, wish });
+    await open({ ...opening, wish }, within);
     const { message, kind, operation = null } = error as InspectorError;
     return complain(refusesPassphrase({ message }) ? { message: `the passphrase does not open it: ${message}`, kind: "locked" } : { message, kind, operation });
   }
@@ -133,7 +133,7 @@ async function open(opening: Opening): Promise<void> {
   // A link to a place is followed once there is an image to follow it in. The next image begins at the same view.
   go(linked ? place : { view: place.view });
   linked = false;
-  if (within && !results.contains(document.activeElement)) $(`view-${place.view}`).focus({ preventScroll: true });
+  if (within && document.activeElement === document.body) $(`view-${place.view}`).focus({ preventScroll: true });
 }
 
 function choose(layer: number): void {
@@ -187,6 +187,7 @@ function show(next: Place): void {
 function offer(url: string): void {
   $<HTMLInputElement>("url").value = url;
   status.className = "";
+  status.ariaBusy = "false";
   status.replaceChildren(
     element("p", { text: "This link is about an image at another place. It is read from there when you say so." }),
     button(`Open ${url}`, () => void open({ from: "url", url, follow: false, wish: {} })),

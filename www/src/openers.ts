@@ -1,7 +1,7 @@
 // The ways in which an image comes to the page: chosen, dropped, a folder, an address, the sample, or served by `diskette serve`.
 
 import { button, element, size } from "./format";
-import { namedBy } from "./paths";
+import { Files } from "./paths";
 import type { Given, Opening, Surveyed } from "./protocol";
 import { ask } from "./rpc";
 
@@ -44,54 +44,74 @@ interface HandleItem extends DataTransferItem {
 export const given = (files: Iterable<File>): Given[] => Array.from(files, (file) => ({ file, path: file.webkitRelativePath || file.name }));
 const files = (all: Given[]): Opening => ({ from: "files", files: all, wish: {} });
 
+/** Files, whether they are a folder's, and whether there are more of them than are looked at. */
+interface Many {
+  all: Given[];
+  folder: boolean;
+  more: boolean;
+}
+
+const cut = (all: File[]): { some: File[]; more: boolean } => ({ some: all.slice(0, MAX_FOLDER_FILES), more: all.length > MAX_FOLDER_FILES });
+
 /** What was dropped, with handles where the browser gives them. They have to be asked for before the event is over. */
-async function dropped(transfer: DataTransfer): Promise<{ all: Given[]; folder: boolean }> {
+async function dropped(transfer: DataTransfer): Promise<Many> {
   const handles = [...transfer.items]
     .filter(({ kind }) => kind === "file")
     .map((item) => ({ file: item.getAsFile(), handle: (item as HandleItem).getAsFileSystemHandle?.() }));
-  const all: Given[] = [];
-  let folder = false;
+  const many: Many = { all: [], folder: false, more: false };
+  const folders = new Set<string>();
   for (const { file, handle } of handles) {
     const known = await handle?.catch(() => null);
     if (known?.kind === "directory") {
-      folder = true;
-      await addFolder(known as FileSystemDirectoryHandle, known.name, all);
-    } else if (file) all.push({ file, path: file.name, ...(known ? { handle: known as FileSystemFileHandle } : {}) });
+      many.folder = true;
+      // Folders from different places can have the same name.
+      let name = known.name;
+      for (let count = 2; folders.has(name); count++) name = `${known.name} (${count})`;
+      folders.add(name);
+      await addFolder(known as FileSystemDirectoryHandle, name, many);
+    } else if (file) many.all.push({ file, path: file.name, ...(known ? { handle: known as FileSystemFileHandle } : {}) });
   }
-  return { all, folder };
+  return many;
 }
 
 /** Takes the files of a folder and of the folders in it, with their paths. */
-async function addFolder(folder: FileSystemDirectoryHandle, path: string, all: Given[], depth = 0): Promise<void> {
+async function addFolder(folder: FileSystemDirectoryHandle, path: string, many: Many, depth = 0): Promise<void> {
   for await (const entry of folder.values()) {
-    if (all.length >= MAX_FOLDER_FILES) return;
+    many.more ||= many.all.length >= MAX_FOLDER_FILES;
+    if (many.more) return;
     const inner = `${path}/${entry.name}`;
     if (entry.kind === "directory") {
-      if (depth < MAX_FOLDER_DEPTH) await addFolder(entry as FileSystemDirectoryHandle, inner, all, depth + 1);
+      if (depth < MAX_FOLDER_DEPTH) await addFolder(entry as FileSystemDirectoryHandle, inner, many, depth + 1);
     } else {
       const handle = entry as FileSystemFileHandle;
-      all.push({ file: await handle.getFile(), path: inner, handle });
+      many.all.push({ file: await handle.getFile(), path: inner, handle });
     }
   }
 }
 
-/** Stops looking at the files of a folder. */
 let looking: AbortController | undefined;
 
-/** Of many files, and others that are too many, the user picks the image; those that it names come with it. */
-async function pick(all: Given[], left: number, host: Host): Promise<void> {
+/** Ends looking into a folder: something else is opened. */
+export function stopLooking(): void {
   looking?.abort();
+  looking = undefined;
+}
+
+/** Of many files the user picks the image; those that it names come with it. */
+async function pick({ all, more }: Many, host: Host): Promise<void> {
+  stopLooking();
   const own = (looking = new AbortController());
-  const beyond = left > 0 ? ` ${left.toLocaleString("en")} more in the folder were not looked at.` : "";
+  const count = (number: number): string => number.toLocaleString("en");
   const list = $("choice");
-  list.replaceChildren(button("Stop looking", () => own.abort(), "second"));
+  const stop = button("Stop looking", () => own.abort(), "second");
+  list.replaceChildren(stop);
   list.hidden = false;
-  host.say(`Looking at ${all.length.toLocaleString("en")} files…`);
+  host.say(`Looking at ${count(all.length)} files…`);
   const found: Surveyed[] = [];
   try {
     for (let at = 0; at < all.length; at += SURVEYED_AT_ONCE) {
       found.push(...(await ask("survey", { files: all.slice(at, at + SURVEYED_AT_ONCE) }, { signal: own.signal })));
-      if (looking === own) host.say(`Looked at ${Math.min(at + SURVEYED_AT_ONCE, all.length).toLocaleString("en")} of ${all.length.toLocaleString("en")} files.`, true);
+      if (looking === own) host.say(`Looked at ${count(Math.min(at + SURVEYED_AT_ONCE, all.length))} of ${count(all.length)} files.`, true);
     }
   } catch (error) {
     if (looking === own) list.hidden = true;
@@ -100,23 +120,30 @@ async function pick(all: Given[], left: number, host: Host): Promise<void> {
   // Something else was opened meanwhile.
   if (looking !== own) return;
   looking = undefined;
-  const referred = ({ path, references }: Surveyed): Given[] =>
-    references.map((name) => namedBy(path, name, all)).filter((file): file is Given => file !== undefined && file.path !== path);
-  const named = new Set(found.flatMap(referred));
-  const tops = found.filter(({ path }) => !named.has(all.find((file) => file.path === path) as Given));
+  const stopped = own.signal.aborted;
+  const files = new Files(all);
+  const references = new Map(
+    found.map(({ path, references: names }) => [path, names.map((name) => files.named(path, name)).filter((file) => file !== undefined && file.path !== path) as Given[]]),
+  );
+  const named = new Set([...references.values()].flat().map(({ path }) => path));
+  const top = found.filter(({ path }) => !named.has(path));
+  // Images that name each other in a circle are all there is then.
+  const tops = top.length > 0 ? top : found;
   /** Opens an image with what it names, and what that names. */
-  const begin = (image: Surveyed): void => {
-    const chain = new Set(all.filter(({ path }) => path === image.path));
-    for (const { path } of chain) for (const file of found.filter((other) => other.path === path).flatMap(referred)) chain.add(file);
+  const begin = ({ path }: Surveyed): void => {
+    const chain = new Set([files.at(path) as Given]);
+    for (const file of chain) for (const other of references.get(file.path) ?? []) chain.add(other);
     void host.open({ from: "files", files: [...chain], ordered: true, wish: {} });
   };
-  list.hidden = true;
-  if (tops.length === 1 && !own.signal.aborted) return begin(tops[0] as Surveyed);
-  const none = `None of these files is an image of a known format.${beyond} Choose one by itself to look at its bytes.`;
-  host.say(tops.length === 0 ? none : `Which image?${own.signal.aborted ? " These were found until it was stopped." : ""}${beyond}`);
+  if (tops.length === 1 && !stopped && !more) return begin(tops[0] as Surveyed);
+  const limits = `${stopped ? " It was stopped before all files were looked at." : ""}${more ? ` There are more than ${count(MAX_FOLDER_FILES)} files; those beyond were not looked at.` : ""}`;
+  if (tops.length === 0) host.say(`None of the files ${stopped || more ? "that were looked at" : "here"} is an image of a known format.${limits} Choose one by itself to look at its bytes.`);
+  else host.say(`Which image?${limits}`);
+  const focused = list.contains(document.activeElement);
   list.hidden = tops.length === 0;
   const line = (image: Surveyed): HTMLElement => element("li", {}, button(image.path, () => begin(image), "link"), ` ${image.format}, ${size(image.virtualSize)}`);
   list.replaceChildren(element("ul", { class: "plain" }, ...tops.map(line)));
+  if (focused) (list.querySelector("button") ?? $("files")).focus();
 }
 
 async function openSample(host: Host): Promise<void> {
@@ -151,15 +178,7 @@ async function openServed(host: Host): Promise<void> {
 }
 
 /** Lets the user give an image in every way there is. */
-export function listenForImages(page: Host): void {
-  const host: Host = {
-    ...page,
-    open(opening) {
-      looking?.abort();
-      looking = undefined;
-      return page.open(opening);
-    },
-  };
+export function listenForImages(host: Host): void {
   const guarded = (work: Promise<void>): void => void work.catch((error: unknown) => host.complain(error));
   const fileInput = $<HTMLInputElement>("files");
   fileInput.onchange = () => {
@@ -169,8 +188,8 @@ export function listenForImages(page: Host): void {
   };
   const folderInput = $<HTMLInputElement>("folder");
   folderInput.onchange = () => {
-    const all = [...(folderInput.files ?? [])];
-    if (all.length > 0) guarded(pick(given(all.slice(0, MAX_FOLDER_FILES)), Math.max(0, all.length - MAX_FOLDER_FILES), host));
+    const { some, more } = cut([...(folderInput.files ?? [])]);
+    if (some.length > 0) guarded(pick({ all: given(some), folder: true, more }, host));
     folderInput.value = "";
   };
   $("url-form").addEventListener("submit", (event) => {
@@ -193,9 +212,8 @@ export function listenForImages(page: Host): void {
     event.preventDefault();
     drop(0);
     if (!event.dataTransfer) return;
-    const taken = dropped(event.dataTransfer).then(({ all, folder }) => {
-      if (all.length === 0) return;
-      return folder || all.length > 8 ? pick(all.slice(0, MAX_FOLDER_FILES), Math.max(0, all.length - MAX_FOLDER_FILES), host) : host.open(files(all));
+    const taken = dropped(event.dataTransfer).then((many) => {
+      if (many.all.length > 0) return many.folder || many.all.length > 8 ? pick(many, host) : host.open(files(many.all));
     });
     guarded(taken);
   });

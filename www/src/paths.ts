@@ -6,23 +6,70 @@ export function baseName(name: string): string {
   return name.split(/[/\\]/).at(-1) || name;
 }
 
-interface AtPath {
-  path: string;
+/** A name that begins at a root, of whatever system. */
+const ROOTED = /^([/\\]|[A-Za-z]:[/\\])/;
+/** A name of something that is no file of this machine. */
+const ELSEWHERE = /^[a-z][a-z0-9+.-]+:/i;
+
+const steps = (name: string): string[] => name.split(/[/\\]/).filter((part) => part !== "" && part !== ".");
+
+/** Files by their paths in the folder that they were chosen with. One that was given by itself has its name as path. */
+export class Files<F extends { path: string }> {
+  readonly #byPath = new Map<string, F>();
+  readonly #byName = new Map<string, F[]>();
+
+  constructor(files: Iterable<F>) {
+    for (const file of files) {
+      this.#byPath.set(file.path, file);
+      const name = baseName(file.path);
+      const alike = this.#byName.get(name);
+      if (alike) alike.push(file);
+      else this.#byName.set(name, [file]);
+    }
+  }
+
+  at(path: string): F | undefined {
+    return this.#byPath.get(path);
+  }
+
+  /**
+   * The one that a file at `from` names: the one that the name leads to from there; one that was given by itself and is called
+   * so; or, for a name that begins at a root, the one in the folder whose path has most of the name's end.
+   */
+  named(from: string, name: string): F | undefined {
+    const local = name.replace(/^file:/i, "");
+    const rooted = ROOTED.test(local);
+    const elsewhere = !rooted && ELSEWHERE.test(local);
+    if (!rooted && !elsewhere) {
+      const there = this.#byPath.get(resolve(from, local) ?? "");
+      if (there) return there;
+    }
+    const alike = (this.#byName.get(baseName(local)) ?? []).filter(({ path }) => path !== from || !path.includes("/"));
+    const single = alike.filter(({ path }) => !path.includes("/"));
+    if (single.length > 0) return single.at(-1);
+    if (!rooted) return undefined;
+    const shared = alike.map(({ path }) => commonEnd(steps(local), steps(path)));
+    const most = Math.max(...shared);
+    const best = alike.filter((_, index) => shared[index] === most);
+    return best.length === 1 ? best[0] : undefined;
+  }
 }
 
-/** Of files with paths, the one that another one names: where the name leads from there, or else the only one that is called so. */
-export function namedBy<F extends AtPath>(from: string, name: string, files: readonly F[]): F | undefined {
+/** Where a name leads from a file; nothing if that is outside of the folder. */
+function resolve(from: string, name: string): string | undefined {
   const parts = from.split("/").slice(0, -1);
-  for (const part of name.split(/[/\\]/)) {
-    if (part === "..") parts.pop();
-    else if (part !== "." && part !== "") parts.push(part);
+  for (const part of steps(name)) {
+    if (part !== "..") parts.push(part);
+    else if (parts.pop() === undefined) return undefined;
   }
-  const there = files.filter(({ path }) => path === parts.join("/")).at(-1);
-  if (there) return there;
-  const alike = files.filter(({ path }) => baseName(path) === baseName(name));
-  // One that was given by itself is meant for whoever asks for it.
-  const single = alike.filter(({ path }) => !path.includes("/"));
-  return single.length > 0 ? single.at(-1) : alike.length === 1 ? alike[0] : undefined;
+  return parts.join("/");
+}
+
+/** How many parts two names have in common at their ends. */
+function commonEnd(one: string[], two: string[]): number {
+  let count = 0;
+  while (count < Math.min(one.length, two.length) && one.at(-1 - count) === two.at(-1 - count)) count++;
+  return count;
 }
 
 export interface FilePath {

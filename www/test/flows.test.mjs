@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { assertAccessible, base, checked, context, fresh, opened, path, sample, setUp, shoot, until, view } from "./support.mjs";
@@ -184,6 +184,7 @@ test("an encrypted disk is compared once its passphrase is given", async () => {
   await page.getByLabel("Passphrase of the other image").fill("wrong");
   await page.getByRole("button", { name: "Unlock and compare" }).click();
   await until(page, () => document.querySelector("#compare-summary").classList.contains("bad"));
+  await until(page, () => document.activeElement.ariaLabel === "Passphrase of the other image");
   await page.getByLabel("Passphrase of the other image").fill("correct");
   await page.getByRole("button", { name: "Unlock and compare" }).click();
   await told(page, "compare-summary", /2 places differ, 64 KiB in all/);
@@ -272,11 +273,16 @@ test("a repair of leaks shows every byte first, keeps an undo file, and can be u
   assert.ok(await page.isDisabled("#edit-apply"), "nothing is written without an undo file");
   await shoot(page, "preview.png");
   await assertAccessible(page);
+  await page.evaluate(() => globalThis.picks.push("leaky.qcow2"));
+  await page.click("#edit-undo");
+  await told(page, "edit-status", /That is the image itself/);
+  assert.ok(await page.isDisabled("#edit-apply"));
   writeFileSync(path("leaky.undo.json"), await saveUndo(page, "leaky.qcow2"));
   assert.deepEqual(await stored(page, "leaky.qcow2"), before);
   await page.evaluate(() => globalThis.picks.push("leaky.qcow2"));
   await page.click("#edit-apply");
   await told(page, "edit-status", /was changed/);
+  assert.equal(await page.evaluate(() => document.activeElement.id), "view-edit", "who writes goes on there");
   const after = await stored(page, "leaky.qcow2");
   writeFileSync(path("mended.qcow2"), after);
   assert.match(qemuImg("check", path("mended.qcow2")), /No errors/);
@@ -469,6 +475,7 @@ test("an encrypted disk is unlocked with its passphrase, and a wrong one says so
   await page.getByRole("button", { name: "Unlock" }).click();
   await page.waitForSelector("#status.failed");
   assert.match(await page.textContent("#status"), /passphrase/i);
+  await until(page, () => document.activeElement.id === "view-overview");
   await shoot(page, "wrong-passphrase.png");
   await assertAccessible(page);
   await page.fill(".unlock input", "correct");
@@ -531,20 +538,50 @@ test("files of the same name in a folder are told apart by where they are", asyn
   await page.close();
 });
 
+test("a name in a folder leads nowhere else than it says", async () => {
+  const page = await fresh();
+  makeMachines("apart");
+  rmSync(path("apart/red/base"), { recursive: true });
+  await page.setInputFiles("#folder", path("apart"));
+  await page.getByRole("button", { name: "apart/red/top.qcow2" }).click();
+  await opened(page);
+  assert.match(await page.textContent("#warnings"), /base\/middle\.qcow2 \(backing file\) is not open/);
+  // A name that begins at a root is that of the file with most of its end.
+  for (const [name, size] of [["images/base", "8M"], ["images/other", "12M"]]) {
+    mkdirSync(path(`rooted/${name}`), { recursive: true });
+    qemuImg("create", "-q", "-f", "qcow2", path(`rooted/${name}/disk.qcow2`), size);
+  }
+  mkdirSync(path("rooted/vm"));
+  qemuImg("create", "-q", "-f", "qcow2", "-u", "-b", "/var/lib/images/base/disk.qcow2", "-F", "qcow2", path("rooted/vm/disk.qcow2"), "16M");
+  await page.setInputFiles("#folder", path("rooted"));
+  await page.getByRole("button", { name: "rooted/vm/disk.qcow2" }).click();
+  await until(page, () => document.querySelector("#title").textContent === "rooted/vm/disk.qcow2");
+  await opened(page);
+  assert.equal(await page.getAttribute("#chain li:nth-child(2) button", "title"), "rooted/images/base/disk.qcow2");
+  await page.close();
+});
+
 test("looking into a folder can be stopped, and what was found until then is there", async () => {
   const page = await fresh();
-  makeMachines("many");
-  for (let index = 0; index < 500; index++) writeFileSync(path(`many/note-${index}`), "nothing of interest");
+  mkdirSync(path("many"));
+  qemuImg("create", "-q", "-f", "qcow2", path("many/found.qcow2"), "8M");
+  for (let index = 0; index < 1500; index++) writeFileSync(path(`many/note-${index}`), "nothing of interest");
   await page.setInputFiles("#folder", path("many"));
+  await told(page, "status", /Looked at/);
   await page.getByRole("button", { name: "Stop looking" }).click();
-  await told(page, "status", /until it was stopped|None of these/);
+  await told(page, "status", /stopped before all files were looked at/);
   assert.equal(await page.getByRole("button", { name: "Stop looking" }).count(), 0);
-  // Something else that is opened stops it as well.
+  assert.ok(await page.evaluate(() => document.activeElement !== document.body), "the focus stays");
+  // Something else that is opened stops it as well, so it opens nothing later.
+  await openFile(page, "work.qcow2");
   await page.setInputFiles("#folder", path("many"));
-  await page.click("#sample");
+  await told(page, "status", /Looked at/);
+  await view(page, "Snapshots");
+  await page.getByRole("button", { name: "Look through: first" }).click();
   await opened(page);
-  await new Promise((resolve) => setTimeout(resolve, 500));
-  assert.match(await page.textContent("#title"), /sample/);
+  await new Promise((resolve) => setTimeout(resolve, 6000));
+  assert.equal(await page.textContent("#title"), "work.qcow2");
+  assert.match(await page.textContent("#status"), /opened in/);
   await page.close();
 });
 

@@ -96,6 +96,29 @@ test("a snapshot is deleted in a file that is served to be changed", async (t) =
   assert.match(execFileSync("qemu-img", ["compare", path("changed.qcow2"), path("top.qcow2")], { encoding: "utf8" }), /identical/);
 });
 
+test("a first change that may have been made is put back", async (t) => {
+  copyFileSync(path("top.qcow2"), path("half-made.qcow2"));
+  const before = readFileSync(path("half-made.qcow2"));
+  const { address } = await serve(t, "--writable", path("half-made.qcow2"));
+  const page = await visit(address);
+  await view(page, "Edit");
+  await page.getByRole("button", { name: "Delete…" }).click();
+  await page.waitForSelector("#preview table");
+  await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
+  let changes = 0;
+  await page.route("**/images/**", async (route) => {
+    if (!["PATCH", "PUT"].includes(route.request().method()) || changes++ > 0) return route.continue();
+    // It is made, and yet answered as one that failed.
+    const response = await route.fetch();
+    return route.fulfill({ response, status: 507, headers: { "Diskette-Error": "no-space" }, body: "no room" });
+  });
+  await page.click("#edit-apply");
+  await until(page, () => /Nothing was changed: no room/.test(document.querySelector("#edit-status").textContent));
+  assert.ok(changes > 1);
+  assert.deepEqual(readFileSync(path("half-made.qcow2")), before);
+  await page.close();
+});
+
 for (const [how, race, said] of [
   ["in place", (bytes) => bytes.fill(1, bytes.length - 1), /Nothing was changed: .*is not the file that was looked at, or was changed since/],
   ["in length", (bytes) => Buffer.concat([bytes, Buffer.from("more")]), /Nothing was changed: .*another program has changed it/],

@@ -107,7 +107,7 @@ async fn take_leave(site: &Site, places: &Semaphore, ends: &mut Ends) -> Outcome
     let mut flushes = Vec::new();
     // Every image is flushed, whatever becomes of the others. A thread of their own is free, whatever others wait for.
     for (index, image) in site.images().iter().enumerate() {
-        if image.writable && !busy.contains(&index) {
+        if image.writable {
             let (done, flushed) = oneshot::channel();
             let file = image.clone();
             std::thread::spawn(move || done.send(file.flush()));

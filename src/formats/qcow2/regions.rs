@@ -18,9 +18,11 @@ impl Qcow2 {
         // What is wrong is for a check to say; as much as can be found is shown.
         let directory = self.check_directory(&mut check.report, Repair::Nothing).await?;
         check.count_everything().await?;
-        // Snapshots that cannot be read may refer to whatever nothing else refers to.
-        let unreferenced = if directory.is_some() { RegionKind::Leaked } else { RegionKind::Unknown };
-        check.mark_unreferenced(unreferenced).await
+        // What cannot be read may refer to whatever nothing else refers to.
+        let snapshots_are_read =
+            self.directory.lock().snapshots.iter().all(|snapshot| self.check_snapshot_l1(snapshot).is_ok());
+        let all_is_read = directory.is_some() && snapshots_are_read && !check.incomplete;
+        check.mark_unreferenced(if all_is_read { RegionKind::Leaked } else { RegionKind::Unknown }).await
     }
 }
 

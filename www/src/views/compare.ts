@@ -95,6 +95,7 @@ export function compareView(app: App): View {
 
   async function compare(shown: Current, opening: Opening): Promise<void> {
     asked = opening;
+    const focused = unlock.contains(document.activeElement);
     unlock.hidden = true;
     running?.abort();
     const own = (running = new AbortController());
@@ -106,6 +107,7 @@ export function compareView(app: App): View {
     list.replaceChildren();
     outcome.hidden = true;
     stop.hidden = false;
+    if (focused) stop.focus();
     say.tell("Comparing…");
     try {
       const result = await ask("compare", { opening }, {
@@ -139,7 +141,11 @@ export function compareView(app: App): View {
       if (!unlock.hidden && kind === "locked") return say.tell(message);
       say.tell(own.signal.aborted ? "Stopped." : explain(error), own.signal.aborted ? "" : "bad");
     } finally {
-      if (running === own) stop.hidden = true;
+      if (running === own) {
+        const waited = document.activeElement === stop;
+        stop.hidden = true;
+        if (waited) (unlock.hidden ? panel : passphrase).focus({ preventScroll: true });
+      }
     }
   }
 
@@ -171,10 +177,11 @@ export function compareView(app: App): View {
   };
 
   const files = element("label", { class: "field" }, element("span", { text: "Compare this disk with the one in a file …" }), input);
+  const panel = element("div", {}, element("section", {}, element("div", { class: "fields" }, files, there), served, unlock, element("div", { class: "bar" }, say.element, stop)), outcome);
   return {
     name: "compare",
     title: "Compare",
-    element: element("div", {}, element("section", {}, element("div", { class: "fields" }, files, there), served, unlock, element("div", { class: "bar" }, say.element, stop)), outcome),
+    element: panel,
     opened({ opening }) {
       running?.abort();
       running = asked = undefined;

@@ -3,6 +3,7 @@
 import { type App, type Current, type View } from "../app";
 import { explain } from "../advice";
 import { button, element, exactly, hex, offset } from "../format";
+import { baseName } from "../paths";
 import type { Change, Edit, Given, Opening, PlanInfo, Side } from "../protocol";
 import { ask } from "../rpc";
 import { askWhere, saveTo } from "../saving";
@@ -36,6 +37,7 @@ export function editView(app: App): View {
   const { tell } = say;
   const preview = named("preview", element("section", {}));
   preview.hidden = true;
+  const panel = element("div", {}, section("Change the image where it is", acts, say.element), preview);
   let current: Current | undefined;
   /** What is previewed, and for which image it is. */
   let plan: { made: PlanInfo; shown: Current } | undefined;
@@ -71,14 +73,21 @@ export function editView(app: App): View {
     const next = button("", () => void add(), "link");
     const label = (): void => void (next.textContent = `${exactly(Math.min(BYTES_MORE, length - there))} more of ${exactly(length)}`);
     async function add(): Promise<void> {
+      next.disabled = true;
       try {
         const { bytes: rest } = await more(there);
         there += rest.length;
         next.before(` ${spelled(rest)} `);
         if (there < length) label();
-        else next.remove();
+        else {
+          cell.tabIndex = -1;
+          cell.focus();
+          next.remove();
+        }
       } catch (error) {
         tell(explain(error), "bad");
+      } finally {
+        next.disabled = false;
       }
     }
     label();
@@ -130,6 +139,7 @@ export function editView(app: App): View {
       try {
         const where = await askWhere(`${made.name}.undo.json`);
         if (!where || plan?.made !== made) return;
+        if ("handle" in where && (await isImage(where.handle, shown))) return tell("That is the image itself. Save the undo file under another name.", "bad");
         await saveTo(where, (handle) => ask("save-undo", { plan: made.plan, handle }));
         if (plan?.made !== made) return;
         undoSaved = true;
@@ -170,6 +180,13 @@ export function editView(app: App): View {
     return handle;
   }
 
+  /** Whether a place that was picked is the image's own. */
+  async function isImage(handle: FileSystemFileHandle, { opening, opened }: Current): Promise<boolean> {
+    if (opening.from === "url") return false;
+    const own = opening.files.find(({ path }) => path === opened.name)?.handle;
+    return own ? own.isSameEntry(handle) : handle.name === baseName(opened.name);
+  }
+
   /** Writes a plan; gives how the image is opened afterwards. */
   async function write({ opening, opened }: Current, made: PlanInfo): Promise<Opening> {
     if (opening.from === "url") {
@@ -189,6 +206,8 @@ export function editView(app: App): View {
     if (!plan || plan.shown !== current || !undoSaved) return;
     const { made, shown } = plan;
     tell("Writing…");
+    // What cannot be used any more cannot have the focus.
+    panel.focus({ preventScroll: true });
     preview.inert = true;
     try {
       const opening = await write(shown, made);
@@ -242,7 +261,7 @@ export function editView(app: App): View {
   return {
     name: "edit",
     title: "Edit",
-    element: element("div", {}, section("Change the image where it is", acts, say.element), preview),
+    element: panel,
     opened(next) {
       current = next;
       plan = undefined;

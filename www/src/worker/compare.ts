@@ -71,6 +71,11 @@ async function compare({ opening }: Ops["compare"]["ask"], call: Call<Ops["compa
   const { image: one } = current();
   await closeOther();
   const { image: two, opened } = await openOne(opening, call.signal);
+  if (current().image !== one) {
+    await two.close();
+    throw Object.assign(new Error("another image was opened"), { kind: "closed" });
+  }
+  await closeOther();
   other = two;
   if (opened.info.encryption && !opening.wish.passphrase) {
     throw Object.assign(new Error(`${baseName(opened.name)} is encrypted: its passphrase is needed to compare it`), { kind: "locked" });

@@ -101,8 +101,9 @@ async function applyToServer(url: string, plan: Plan): Promise<void> {
       touched = true;
       return response;
     } catch (error) {
-      // What is refused was not done.
-      touched ||= (error as { status?: number }).status === undefined;
+      // What is refused was not done; what failed may have been.
+      const { status = 500 } = error as { status?: number };
+      touched ||= status >= 500 && status !== 503;
       throw error;
     }
   };
@@ -178,6 +179,7 @@ async function takeBack(file: File): Promise<Plan> {
 /** Writes an undo file to a place that was picked, and is sure of it; else gives it as something to download. */
 async function saveUndo(plan: Plan, handle: FileSystemFileHandle | null): Promise<Blob | null> {
   const file = toUndoFile(plan);
+  if (file.size > MAX_UNDO_BYTES) throw Object.assign(new Error("its undo file would be larger than what is taken back; use the diskette command line"), { kind: "over-budget" });
   if (!handle) return file;
   const writable = await handle.createWritable();
   await file.stream().pipeTo(writable);

@@ -3,7 +3,7 @@
 import { open } from "../../../pkg/inspector/index.js";
 import type { ImageInfo, InspectedImage as Image, Reference } from "diskette/inspector";
 
-import { namedBy } from "../paths";
+import { Files } from "../paths";
 import type { Given, Missing, Opened, Opening, Surveyed, Wish } from "../protocol";
 import { type Handlers, replace } from "./state";
 
@@ -44,9 +44,10 @@ async function survey(files: Given[], signal?: AbortSignal): Promise<Surveyed[]>
 async function topFirst(files: Given[]): Promise<Given[]> {
   if (files.length < 2) return files;
   const named = new Set<Given>();
+  const known = new Files(files);
   for (const { path, references } of await survey(files)) {
     for (const name of references) {
-      const other = namedBy(path, name, files);
+      const other = known.named(path, name);
       if (other && other.path !== path) named.add(other);
     }
   }
@@ -90,8 +91,9 @@ type FilesOpening = Extract<Opening, { from: "files" }>;
 async function openFiles({ files, ordered }: FilesOpening, wish: Wish & { signal: AbortSignal }): Promise<[File, Image, Missing[]]> {
   const [first, ...others] = ordered ? files : await topFirst(files);
   if (!first) throw new Error("no file was given");
+  const known = new Files(others);
   const find: Find = ({ name, from }) => {
-    const found = namedBy(from, name, others);
+    const found = known.named(from, name);
     return found ? atPath(found) : null;
   };
   const top = atPath(first);

@@ -7,6 +7,8 @@ import type { Change } from "./undo";
 const BLOCK_BYTES = 4096;
 /** An edit that touches more is for the command line. */
 const MAX_BLOCKS = 16_384;
+/** Nor has it more places than that, each of which takes its room in an undo file. */
+const MAX_PLACES = 500_000;
 /** Changes closer than this are shown as one. */
 const JOIN_BYTES = 8;
 
@@ -16,6 +18,8 @@ export interface Original {
   readonly size: number;
   read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>>;
 }
+
+const tooMuch = (): Error => Object.assign(new Error("this changes more than can be shown; use the diskette command line"), { kind: "over-budget" });
 
 /** A file that keeps what is written to it apart. */
 export class Overlay implements TargetObject {
@@ -49,9 +53,7 @@ export class Overlay implements TargetObject {
   async #block(number: number): Promise<Uint8Array> {
     const known = this.#blocks.get(number);
     if (known) return known;
-    if (this.#blocks.size === MAX_BLOCKS) {
-      throw Object.assign(new Error("this changes more than can be shown; use the diskette command line"), { kind: "over-budget" });
-    }
+    if (this.#blocks.size === MAX_BLOCKS) throw tooMuch();
     const block = new Uint8Array(BLOCK_BYTES);
     block.set(await this.read(number * BLOCK_BYTES, BLOCK_BYTES));
     this.#blocks.set(number, block);
@@ -92,6 +94,7 @@ export class Overlay implements TargetObject {
         if (after[at] === (before[at] ?? 0)) continue;
         let end = at + 1;
         for (let next = end; next < Math.min(after.length, end + JOIN_BYTES); next++) if (after[next] !== (before[next] ?? 0)) end = next + 1;
+        if (found.length === MAX_PLACES) throw tooMuch();
         found.push({ offset: start + at, before: before.slice(at, end), after: after.slice(at, end) });
         at = end;
       }

@@ -40,7 +40,7 @@ function fromBase64(text: unknown): Uint8Array<ArrayBuffer> {
 /** How much of a range lies before the end of a file. */
 const within = (offset: number, length: number, size: number): number => Math.max(0, Math.min(length, size - offset));
 
-/** Undo files are read whole, so they are bounded: beyond what the largest edit makes. */
+/** Undo files are read whole, so they are bounded. */
 export const MAX_UNDO_BYTES = 384 << 20;
 
 /** The undo file of a plan. */

@@ -227,7 +227,8 @@ async fn part(image: Arc<Served>, request: Request<Incoming>) -> Reply {
     let file = image.clone();
     let now = blocking(move || file.now()).await??;
     let tag = HeaderValue::from_str(&now.tag).map_err(internal)?;
-    now.check(headers.get_all(IF_MATCH).iter().chain(headers.get_all(IF_RANGE)))?;
+    now.check(headers.get_all(IF_MATCH))?;
+    now.check(headers.get_all(IF_RANGE))?;
     let mut response = match ranged(headers, now.length) {
         Ok(Some(range)) => {
             let mut response = Response::new(Answer::Part(Part::new(image, now.changes, range.clone())));

@@ -55,6 +55,14 @@ impl From<Error> for Refusal {
     }
 }
 
+impl Refusal {
+    /// It came after a change had begun: the status does not say that nothing was done.
+    fn halfway(self) -> Self {
+        let status = if self.status.is_server_error() { self.status } else { StatusCode::INTERNAL_SERVER_ERROR };
+        Self { status, ..self }
+    }
+}
+
 /// A change of a file.
 pub(super) enum Change {
     Write(u64, Bytes),
@@ -106,9 +114,13 @@ pub(super) struct Now {
 }
 
 impl Now {
-    /// Fails if one of the tags that a request expects is another one.
+    /// Fails if a request expects tags and the file has none of them (RFC 9110, 13.1.1).
     pub(super) fn check<'a>(&self, expected: impl IntoIterator<Item = &'a HeaderValue>) -> Result<(), Refusal> {
-        if expected.into_iter().all(|tag| *tag == self.tag || *tag == "*") {
+        let mut expected = expected.into_iter().peekable();
+        let is_ours = |tag: &str| tag == self.tag || tag == "*";
+        let lists =
+            |value: &HeaderValue| value.to_str().is_ok_and(|tags| tags.split(',').any(|tag| is_ours(tag.trim())));
+        if expected.peek().is_none() || expected.any(lists) {
             return Ok(());
         }
         let message = "the file has changed since then; open it again";
@@ -300,14 +312,13 @@ impl Served {
         self.check_writer(writer)?;
         self.look()?.check(expected)?;
         self.changes.fetch_add(1, Ordering::AcqRel);
-        let outcome = self.apply(change);
+        let outcome = self.apply(change).map_err(Refusal::from).and_then(|()| self.look());
         if let Some(now) = lock(&self.writer).as_mut().filter(|now| Some(now.id.as_str()) == writer) {
             // While a change takes its time, its page is silent for a good reason.
             now.heard = Instant::now();
             now.unflushed.get_or_insert(begun);
         }
-        outcome?;
-        self.look()
+        outcome.map_err(Refusal::halfway)
     }
 
     fn apply(&self, change: &Change) -> Result<(), Error> {
