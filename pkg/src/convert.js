@@ -21,9 +21,10 @@ export function converters(create) {
     const made = await create(target, { ...options, format, size: total, onOpen: undefined });
     return finish(made, async () => {
       const turn = turns();
-      for await (const [at, length] of pieces(image, signal)) {
+      const whole = startsUndefined(format);
+      for await (const [at, length] of whole ? allPieces(total) : pieces(image, signal)) {
         const bytes = await image.read(at, length, { signal });
-        await writeData(made, at, bytes, { compressed, signal });
+        await writeData(made, at, bytes, { compressed, signal, whole });
         onProgress?.({ done: at + length, total });
         await turn();
       }
@@ -48,7 +49,7 @@ export function converters(create) {
       let piece = new Uint8Array(Math.min(PIECE_BYTES, total));
       let filled = 0;
       const store = async () => {
-        await writeData(made, at, piece.subarray(0, filled), { compressed, signal });
+        await writeData(made, at, piece.subarray(0, filled), { compressed, signal, whole: startsUndefined(format) });
         at += filled;
         filled = 0;
         onProgress?.({ done: at, total });
@@ -136,10 +137,19 @@ async function* pieces(image, signal) {
   }
 }
 
-/** Writes what is not zero; the target is new, so the rest is zero already. */
-async function writeData(made, at, bytes, options) {
+/** Whether what was never written to a new image is anything: zeroes that are decrypted are noise. */
+const startsUndefined = (format) => format === "luks";
+
+/** Offsets and lengths of the whole disk, in order. */
+function* allPieces(total) {
+  for (let at = 0; at < total; at += PIECE_BYTES) yield [at, Math.min(PIECE_BYTES, total - at)];
+}
+
+/** Writes what is not zero, for the rest of a new target is zero already; or else the `whole`. */
+async function writeData(made, at, bytes, { whole, ...options }) {
   // A target that never answers is not waited for once the copy is to stop.
   const put = (start, end) => abortable(made.write(at + start, bytes.subarray(start, end), options), options.signal);
+  if (whole) return put(0, bytes.length);
   const unit = Math.max(HOLE_BYTES, made.info().clusterSize ?? 0);
   let start = -1;
   for (let offset = 0; offset < bytes.length; offset += unit) {

@@ -165,8 +165,8 @@ export interface Snapshots {
 }
 
 /**
- * An open image. A change that was begun runs to its end, and the next one that is asked for sees it; a `signal` is looked
- * at between pieces. After a change that failed the range it was about holds the old bytes or the new ones.
+ * An open image. A change that was begun runs to its end, and what is asked for once it is done sees it; changes that overlap
+ * and are not awaited are made in any order. A `signal` is looked at between pieces. After a change that failed the range it was about holds the old bytes or the new ones.
  */
 export class Image extends ReadableImage {
   private constructor();

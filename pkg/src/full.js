@@ -2,6 +2,7 @@
 
 import { converters } from "./convert.js";
 import { createImage } from "./create.js";
+import { ReferenceDeniedError } from "./errors.js";
 import { toSource } from "./sources.js";
 import { toTarget } from "./targets.js";
 import { WritableImage } from "./writable.js";
@@ -23,6 +24,10 @@ export function full(Session, load, openPath, Opened = WritableImage) {
   async function create(target, options = {}) {
     options.signal?.throwIfAborted();
     await load();
+    if (options.backingFile && !options.onOpen) {
+      const message = `'${options.backingFile}' (backing) was not opened: an image over another one is made with an onOpen that opens that`;
+      throw new ReferenceDeniedError({ kind: "denied", message, operation: "create" });
+    }
     const file = await toTarget(target, { create: true }, openPath);
     await createImage(Session, file, options);
     const { format = "qcow2", passphrase, budgets } = options;

@@ -48,6 +48,8 @@ export class Image {
       await pump.run((session) => this.begin(session, name, top.size, options), signal);
       return new this(pump, options);
     } catch (error) {
+      // A target that only shows what was written once it is closed stays as it was.
+      await top.abort?.().catch(() => {});
       await pump.close().catch(() => {});
       throw error;
     }

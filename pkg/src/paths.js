@@ -26,7 +26,13 @@ export function openPath(input, { write = false, create = false } = {}) {
     if (create && !stat.isFile()) throw new Error("a new image is made in a file, not in a device");
     const size = stat.isBlockDevice() ? deviceSize(Number(stat.rdev)) : Number(stat.size);
     const release = use(stat, write, create);
-    const read = (offset, length) => readFully(descriptor, offset, length);
+    const check = write || !stat.isFile() ? () => {} : () => checkSame(fstatSync(descriptor, EXACT), stat);
+    const read = (offset, length) => {
+      const bytes = readFully(descriptor, offset, length);
+      // What was read is of the file that was opened only if that has not changed since.
+      check();
+      return bytes;
+    };
     const close = () => (release(), closeSync(descriptor));
     const source = { name: path, located: true, size, read, close };
     return write ? Object.assign(source, changes(descriptor, path, stat)) : source;
@@ -34,6 +40,13 @@ export function openPath(input, { write = false, create = false } = {}) {
     if (descriptor !== undefined) closeSync(descriptor);
     throw new SourceError({ kind: kindOf(cause), message: `Could not open '${path}': ${cause.message}`, path }, { cause });
   }
+}
+
+/** A file that is only read stays as it was when it was opened. */
+function checkSame(now, then) {
+  if (now.size === then.size && now.mtimeNs === then.mtimeNs) return;
+  const how = now.size === then.size ? "was written to" : `has ${now.size} bytes instead of ${then.size}`;
+  throw Object.assign(new Error(`the file ${how} since it was opened; open the image again`), { kind: "io" });
 }
 
 /** Linux tells the size of a block device in units of 512 bytes. */

@@ -91,7 +91,7 @@ test("an image that is only read stays the file that was opened", async () => {
   await image.close();
   const cut = await open(copy("cut.qcow2"));
   truncateSync(path("cut.qcow2"), 300_000);
-  await assert.rejects(cut.read(0, source.length), fails("io", /\d+ bytes where \d+ were expected; did the file change\?/));
+  await assert.rejects(cut.read(0, source.length), fails("io", /has 300000 bytes instead of \d+ since it was opened/));
   await cut.close();
 });
 

@@ -32,6 +32,35 @@ test("every image of the table is what it should be with everything built in", a
   }
 });
 
+test("a copy to LUKS is the disk, also where that is zero", async () => {
+  const disk = new Uint8Array(6 * MIB);
+  disk.fill(0x41, 0, MIB);
+  disk.fill(0x42, 5 * MIB, 5 * MIB + 512);
+  inRaw("half.raw", disk);
+  const image = await open(path("half.raw"), { format: "raw" });
+  await convert(image, path("half.luks"), { format: "luks", passphrase: "x" });
+  await fromStream(image.stream(), path("streamed.luks"), { format: "luks", passphrase: "x", size: disk.length });
+  await image.close();
+  for (const name of ["half.luks", "streamed.luks"]) {
+    const other = `driver=luks,key-secret=s,file.filename=${path(name)}`;
+    const raw = `driver=raw,file.filename=${path("half.raw")}`;
+    qemuImg("compare", "--object", "secret,id=s,data=x", "--image-opts", raw, other);
+  }
+});
+
+test("an image over one that is not opened is refused before its target is touched", async () => {
+  const options = { size: MIB, backingFile: "base", backingFormat: "qcow2" };
+  inRaw("precious", new Uint8Array([1, 2, 3]));
+  await assert.rejects(create(path("precious"), options), ReferenceDeniedError);
+  assert.deepEqual([...readFileSync(path("precious"))], [1, 2, 3]);
+  // Whoever answers late refuses what only shows when it is complete.
+  const handle = pickedHandle(new Uint8Array([1, 2, 3]));
+  await assert.rejects(create(handle, { ...options, onOpen: () => null }), ReferenceDeniedError);
+  assert.deepEqual([...handle.bytes], [1, 2, 3]);
+  await assert.rejects(open(handle, { writable: true, format: "qcow2" }), DisketteError);
+  assert.deepEqual([...handle.bytes], [1, 2, 3]);
+});
+
 test("an image that is made and written is what it should be, by every option", async () => {
   const variants = [
     {}, { clusterSize: 512 }, { clusterSize: 2 * MIB }, { compat: "0.10" }, { lazyRefcounts: true }, { refcountBits: 64 },

@@ -109,6 +109,18 @@ test("a File whose name is a path is called by it, another one as the image call
   }
 });
 
+test("a path whose file is changed in place while it is read says so", async () => {
+  for (const change of [() => qemuIo("moving.raw", "write -P 9 1M 4k"), () => writeFileSync(path("moving.raw"), "short")]) {
+    writeFileSync(path("moving.raw"), source);
+    const image = await open(path("moving.raw"), { format: "raw" });
+    await image.read(0, 512);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    change();
+    await assert.rejects(image.read(1 << 20, 512), (error) => error.kind === "io" && /moving\.raw.*since it was opened; open the image again/s.test(error.message));
+    await image.close();
+  }
+});
+
 test("an external data file is opened through onOpen", async () => {
   qemuImg("convert", "-O", "qcow2", "-o", `data_file=${path("data.raw")}`, path("source.raw"), path("external.qcow2"));
   const image = await open(path("external.qcow2"), { onOpen: ({ name }) => name });
