@@ -42,6 +42,7 @@ async function toFileSystemHandle(handle) {
   let bytesRemembered = 0;
   let forgotten = [];
   let turn = Promise.resolve();
+  let aborted = false;
 
   /** One after the other: a stream that is being closed takes no more. */
   const next = (work) => {
@@ -112,8 +113,12 @@ async function toFileSystemHandle(handle) {
       }),
     resize: (size) => next(() => resize(size)),
     commit: () => next(commit),
-    abort: () => next(() => writable.abort()),
-    close: () => next(() => writable.close()),
+    abort: () =>
+      next(() => {
+        aborted = true;
+        return writable.abort();
+      }),
+    close: () => next(() => (aborted ? undefined : writable.close())),
   };
 }
 
