@@ -171,5 +171,5 @@ export interface Failure {
 
 export type ToWorker = { id: number; op: Op; ask: unknown } | { id: number; cancel: true };
 
-/** A part of an answer, the answer, or why there is none. */
-export type FromWorker = { id: number; part: unknown } | { id: number; value: unknown } | { id: number; failure: Failure };
+/** A part of an answer, the answer, or why there is none; or, first of all, the lock that the worker holds for as long as it lives. */
+export type FromWorker = { life: string } | { id: number; part: unknown } | { id: number; value: unknown } | { id: number; failure: Failure };

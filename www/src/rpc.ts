@@ -35,6 +35,10 @@ let worker: Worker | undefined;
 function start(): Worker {
   const made = new Worker(new URL("./worker/main.ts", import.meta.url), { type: "module" });
   made.onmessage = ({ data }: MessageEvent<FromWorker>) => {
+    if ("life" in data) {
+      const ended = (): void => void (worker === made && replace("the part that reads images has ended"));
+      return void navigator.locks.request(data.life, ended).catch(() => {});
+    }
     const job = waiting.get(data.id);
     if ("part" in data) return job?.part?.(data.part as never);
     waiting.delete(data.id);

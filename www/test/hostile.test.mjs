@@ -95,6 +95,14 @@ test("a server that never answers does not keep the next image from being opened
   await page.close();
 });
 
+test("a server that never answers is given up on, and that is said", async () => {
+  const page = await fresh();
+  await openAddress(page, "silent");
+  await page.waitForSelector("#status.failed", { timeout: 45_000 });
+  assert.match(await page.textContent("#status"), /took more than 30000 ms for an answer/);
+  await page.close();
+});
+
 test("a disk of 2^63 bytes is refused by its size", async () => {
   const page = await fresh();
   const bytes = Buffer.from(sample);
@@ -110,15 +118,18 @@ test("a worker that ends is replaced, and the image can be opened again", async 
   await page.click("#sample");
   await opened(page);
   await checked(page);
-  await page.workers()[0].evaluate(() => setTimeout(() => { throw new WebAssembly.RuntimeError("unreachable"); }));
-  await view(page, "Data");
-  await until(page, () => document.querySelector("#status.failed") !== null);
-  assert.match(await page.textContent("#status"), /Open the image again/);
-  page.problems.length = 0;
-  await assertAccessible(page);
-  await page.click("#sample");
-  await opened(page);
-  await checked(page);
+  const ends = [() => void setTimeout(() => { throw new WebAssembly.RuntimeError("unreachable"); }), () => self.close()];
+  for (const end of ends) {
+    await page.workers()[0].evaluate(end);
+    await view(page, "Data");
+    await until(page, () => document.querySelector("#status.failed") !== null);
+    assert.match(await page.textContent("#status"), /Open the image again/);
+    page.problems.length = 0;
+    await assertAccessible(page);
+    await page.click("#sample");
+    await opened(page);
+    await checked(page);
+  }
   assert.match(await page.textContent("#verdict"), /no errors/);
   await page.close();
 });

@@ -44,3 +44,10 @@ scope.onmessage = ({ data }: MessageEvent<ToWorker>) => {
   if ("cancel" in data) running.get(data.id)?.abort();
   else void answer(data.id, data.op, data.ask);
 };
+
+// Browsers say nothing when a worker ends, but the lock that it holds is free then. Only secure pages have locks.
+const life = `diskette-inspector ${globalThis.crypto.randomUUID?.()}`;
+void navigator.locks?.request(life, () => {
+  scope.postMessage({ life } satisfies FromWorker);
+  return new Promise(() => {});
+}).catch(() => {});
