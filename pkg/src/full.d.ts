@@ -211,5 +211,14 @@ export function create(target: Target, options: CreateOptions): Promise<Image>;
  * as it was; of the target, a FileSystemFileHandle is as it was, and others hold a part of the copy.
  */
 export function convert(image: Pick<ReadableImage, "size" | "mapPages" | "read">, target: Target, options?: ConvertOptions): Promise<void>;
+/** What is needed of a `ReadableStream` of Uint8Arrays, be it the browser's or that of Node.js. */
+export interface ByteStream {
+  getReader(): {
+    read(): Promise<{ done: false; value: Uint8Array } | { done: true; value?: Uint8Array | undefined }>;
+    cancel(reason?: unknown): Promise<void>;
+    releaseLock(): void;
+  };
+}
+
 /** Fills a new image from a stream of exactly `size` bytes. `Readable.toWeb` makes one of a stream of Node.js. */
-export function fromStream(readable: ReadableStream<Uint8Array>, target: Target, options: ConvertOptions & { size: Size }): Promise<void>;
+export function fromStream(readable: ByteStream, target: Target, options: ConvertOptions & { size: Size }): Promise<void>;
