@@ -11,7 +11,7 @@ import { promisify } from "node:util";
 import { ImageDisk } from "../src/disk.js";
 import { Memory, ReferenceDeniedError, convert, open as openFull } from "../src/full-node.js";
 import { open as openOnlyReading } from "../src/node.js";
-import { Pool, SourceError, UnsupportedError, create, open } from "../src/worker.js";
+import { Pool, RangeTooLargeError, SourceError, UnsupportedError, create, open } from "../src/worker.js";
 import { path, pattern, qemuImg } from "./support.mjs";
 
 let source;
@@ -52,6 +52,25 @@ test("an image is a disk that disk tools can use", async () => {
   await readOnly.flush();
   await plain.close();
   assert.throws(() => new ImageDisk(path("plain.qcow2")), UnsupportedError);
+});
+
+test("a disk stays within the buffer that it was given", async () => {
+  const image = await openFull(new Memory(new Uint8Array(source)), { format: "raw", writable: true });
+  const disk = new ImageDisk(image);
+  const pool = Buffer.alloc(300);
+  const buffer = pool.subarray(100, 200);
+  const isRange = (what) => (error) => error instanceof RangeTooLargeError && error.kind === "too-large" && error.message.startsWith(`${what} must be`);
+  for (const bad of [-50, -1, 1.5, NaN, undefined, "1", 2 ** 53]) {
+    for (const verb of ["read", "write"]) {
+      await assert.rejects(disk[verb](buffer, bad, 50, 1000), isRange("bufferOffset"), `${verb} ${bad}`);
+      await assert.rejects(disk[verb](buffer, 0, bad, 1000), isRange("length"), `${verb} ${bad}`);
+      await assert.rejects(disk[verb](buffer, 0, 50, bad), isRange("fileOffset"), `${verb} ${bad}`);
+    }
+  }
+  await assert.rejects(disk.read(new DataView(new ArrayBuffer(100)), 0, 50, 0), UnsupportedError);
+  assert.ok(pool.every((byte) => byte === 0));
+  assert.deepEqual(Buffer.from(await image.read(0, source.length)), source);
+  await image.close();
 });
 
 test("an image in a worker reads, maps, checks, changes and converts", async () => {
