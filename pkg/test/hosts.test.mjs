@@ -3,10 +3,11 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
-import { createRequire } from "node:module";
+import { createRequire, syncBuiltinESMExports } from "node:module";
 import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
+import workerThreads from "node:worker_threads";
 
 import { ImageDisk } from "../src/disk.js";
 import { Memory, ReferenceDeniedError, convert, open as openFull } from "../src/full-node.js";
@@ -125,6 +126,41 @@ test("a pool spreads images, stops jobs, and a worker that dies says so", async 
   await pool.close();
   await assert.rejects(reading.then(() => images[0].read(0, 1)), (error) => error instanceof SourceError && /the worker is gone/.test(error.message));
   await assert.rejects(pool.open(path("plain.qcow2")), { kind: "closed" });
+});
+
+test("what is opened while a pool is closed is refused, and leaves no worker behind", async () => {
+  const { Worker } = workerThreads;
+  const threads = [];
+  workerThreads.Worker = class extends Worker {
+    constructor(...args) {
+      super(...args);
+      threads.push(this);
+    }
+  };
+  syncBuiltinESMExports();
+  try {
+    const pools = [new Pool({ size: 1 }), new Pool({ size: 2 })];
+    const image = await pools[1].open(path("plain.qcow2"));
+    assert.equal(image.size, source.length);
+    for (const pool of pools) {
+      // Some are asked for before the pool is closed and some between, in every state of a worker.
+      const opening = [pool.open(path("plain.qcow2")), pool.create(path("late.qcow2"), { size: 1024 })];
+      const closing = pool.close();
+      opening.push(pool.open(path("plain.qcow2")));
+      await Promise.all(opening.map((refused) => assert.rejects(refused, { kind: "closed" })));
+      await closing;
+    }
+    const starting = new Pool({ size: 1 });
+    const opening = starting.open(path("plain.qcow2"));
+    while (threads.length < 2) await new Promise((resolve) => setImmediate(resolve));
+    const outcome = assert.rejects(opening, (error) => error.kind === "closed" || /it was stopped/.test(error.message));
+    await starting.close();
+    await outcome;
+    assert.deepEqual(threads.map(({ threadId }) => threadId), threads.map(() => -1), "all have ended");
+  } finally {
+    workerThreads.Worker = Worker;
+    syncBuiltinESMExports();
+  }
 });
 
 test("require() gives the same classes", async () => {
