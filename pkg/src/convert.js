@@ -79,6 +79,8 @@ export function converters(create) {
       } catch (error) {
         reader.cancel(error).catch(() => {});
         throw error;
+      } finally {
+        reader.releaseLock();
       }
     });
   }
@@ -174,6 +176,8 @@ function isZero(bytes, start, end) {
 /** A promise, or the reason of the signal if that comes first. */
 function abortable(promise, signal) {
   if (!signal) return promise;
+  // It runs already; when it fails after the signal came, nobody waits for that any more.
+  promise.catch(() => {});
   signal.throwIfAborted();
   return new Promise((resolve, reject) => {
     const abort = () => reject(signal.reason);

@@ -1,6 +1,6 @@
 // An open image with the interface that disk tools of Node.js expect of a disk (that of the package file-disk).
 
-import { RangeTooLargeError, UnsupportedError } from "./errors.js";
+import { RangeTooLargeError, UnsupportedError, checkedNumber, isBytes } from "./errors.js";
 
 /** A disk over an open image. Closing it is up to whoever opened the image. */
 export class ImageDisk {
@@ -29,14 +29,16 @@ export class ImageDisk {
   /** Fills `length` bytes of `buffer` from `bufferOffset`; fewer at the end of the disk. */
   async read(buffer, bufferOffset, length, fileOffset) {
     const bytes = part(buffer, bufferOffset, length);
-    const bytesRead = Math.max(0, Math.min(length, this.#image.size - fileOffset));
-    await this.#image.readInto(bytesRead > 0 ? fileOffset : 0, bytes.subarray(0, bytesRead));
+    const at = checkedNumber(fileOffset, "fileOffset");
+    const bytesRead = Math.max(0, Math.min(bytes.length, this.#image.size - at));
+    await this.#image.readInto(bytesRead > 0 ? at : 0, bytes.subarray(0, bytesRead));
     return { bytesRead, buffer };
   }
 
   async write(buffer, bufferOffset, length, fileOffset) {
-    await this.#changing("write", fileOffset, part(buffer, bufferOffset, length));
-    return { bytesWritten: length, buffer };
+    const bytes = part(buffer, bufferOffset, length);
+    await this.#changing("write", checkedNumber(fileOffset, "fileOffset"), bytes);
+    return { bytesWritten: bytes.length, buffer };
   }
 
   async discard(offset, length) {
@@ -60,8 +62,12 @@ export class ImageDisk {
   }
 }
 
-function part(buffer, offset, length) {
-  if (offset + length <= buffer.length) return new Uint8Array(buffer.buffer, buffer.byteOffset + offset, length);
-  const message = `${length} bytes at ${offset} do not fit into a buffer of ${buffer.length}`;
+/** A buffer may be a part of a larger one that belongs to others, so its borders are checked. */
+function part(buffer, bufferOffset, length) {
+  if (!isBytes(buffer)) throw new UnsupportedError({ kind: "unsupported", message: "a disk is read into and written from a Uint8Array" });
+  const offset = checkedNumber(bufferOffset, "bufferOffset");
+  const count = checkedNumber(length, "length");
+  if (offset + count <= buffer.length) return new Uint8Array(buffer.buffer, buffer.byteOffset + offset, count);
+  const message = `${count} bytes at ${offset} do not fit into a buffer of ${buffer.length}`;
   throw new RangeTooLargeError({ kind: "too-large", message });
 }

@@ -149,6 +149,8 @@ export class Image {
     return new ReadableStream(
       {
         pull: async (controller) => {
+          // Where nothing else holds on to a signal with a timer, it is forgotten, and `either` with it.
+          signal?.throwIfAborted();
           while (at < end && ahead.length < STREAM_CHUNKS_AHEAD) {
             const chunk = this.read(at, Math.min(STREAM_CHUNK_BYTES, end - at), { signal: either });
             // One that fails is reported when its turn comes.

@@ -1,6 +1,7 @@
 // The host side of the core: takes every request that it has queued, answers them, and settles jobs.
 
 import { checkedNumber, closed, fromCore, isBuffer, isBytes, kindOf, noBytes, shortRead, textOf } from "./errors.js";
+import { isTired, rest } from "./rest.js";
 
 /** The file that the caller gave; files that it names get higher numbers. */
 const FIRST_FILE = 1;
@@ -17,6 +18,7 @@ export class Pump {
   #openReference;
   #turning = false;
   #again = false;
+  #resting = false;
 
   /** `openReference` answers with a source for a file that the image names, or with nothing to refuse. */
   constructor(session, source, openReference) {
@@ -84,10 +86,14 @@ export class Pump {
   /** Runs the core, issues every request it has queued before any is waited for, and settles the jobs that have ended. */
   #turn() {
     this.#again = true;
-    if (this.#turning) return;
+    if (this.#turning || this.#resting) return;
     this.#turning = true;
     try {
       while (this.#again && this.#session) {
+        if (isTired()) {
+          this.#rest();
+          break;
+        }
         this.#again = false;
         this.#session.poll();
         const requests = [];
@@ -101,6 +107,15 @@ export class Pump {
     } finally {
       this.#turning = false;
     }
+  }
+
+  /** Lets the event loop have its turn; what is asked or answered meanwhile waits in the core. */
+  #rest() {
+    this.#resting = true;
+    rest(() => {
+      this.#resting = false;
+      this.#turn();
+    });
   }
 
   #settle(job) {

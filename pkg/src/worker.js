@@ -167,6 +167,8 @@ export class Pool {
   async #start(verb, input, { onOpen, signal, ...options }) {
     if (this.#stopped) throw closed();
     const hand = await this.#freest();
+    // Closed meanwhile: then that has stopped the worker.
+    if (this.#stopped) throw closed();
     const callbacks = { onOpen: onOpen && (async (reference) => postable(await onOpen(reference))) };
     try {
       // What an image names is asked for while it is opened, and only then.
@@ -181,6 +183,8 @@ export class Pool {
   /** The worker for one more image, which counts from now on, so that the next in line sees it. */
   async #freest() {
     const hands = await Promise.all(this.#hands);
+    // A worker that is started now would be stopped by nobody.
+    if (this.#stopped) throw closed();
     const alive = hands.filter((hand) => hand.alive);
     if (alive.length < hands.length) this.#hands = alive.map((hand) => Promise.resolve(hand));
     const freest = alive.sort((a, b) => a.images - b.images)[0];

@@ -137,6 +137,34 @@ test("a stream that is stopped or fails ends the copy", async () => {
   await assert.rejects(fromStream(new Blob([new Uint8Array(MIB).fill(1)]).stream(), dead, { size: MIB, format: "raw", signal: soon() }), { name: "TimeoutError" });
 });
 
+test("what still runs when a stream is stopped fails unnoticed, and the stream is let go of", async () => {
+  const unhandled = [];
+  const note = (reason) => unhandled.push(reason);
+  process.on("unhandledRejection", note);
+  // The timer of AbortSignal.timeout() keeps no process alive.
+  const alive = setInterval(() => {}, 1000);
+  try {
+    for (const size of [65536, MIB, 2 * MIB, 4 * MIB]) {
+      const body = new ReadableStream({ pull: (controller) => controller.enqueue(new Uint8Array(size).fill(1)) });
+      await assert.rejects(fromStream(body, new Memory(), { size: 1024 * MIB, signal: AbortSignal.timeout(60) }), { name: "TimeoutError" });
+      assert.equal(body.locked, false);
+    }
+    const signal = AbortSignal.timeout(60);
+    const start = (controller) => signal.addEventListener("abort", () => controller.error(signal.reason));
+    const body = new ReadableStream({ start, pull: (controller) => controller.enqueue(new Uint8Array(65536).fill(1)) });
+    await assert.rejects(fromStream(body, new Memory(), { size: 1024 * MIB, signal }), { name: "TimeoutError" });
+    assert.equal(body.locked, false);
+    const whole = new Blob([new Uint8Array(MIB)]).stream();
+    await fromStream(whole, new Memory(), { size: MIB });
+    assert.equal(whole.locked, false);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.deepEqual(unhandled, []);
+  } finally {
+    clearInterval(alive);
+    process.off("unhandledRejection", note);
+  }
+});
+
 test("a target that lies about its length, or cannot be made longer, is explained", async () => {
   const memory = new Memory(good.slice());
   const fixed = { size: memory.size, read: (...args) => memory.read(...args), write: (...args) => memory.write(...args) };

@@ -3,15 +3,16 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
-import { createRequire } from "node:module";
+import { createRequire, syncBuiltinESMExports } from "node:module";
 import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
+import workerThreads from "node:worker_threads";
 
 import { ImageDisk } from "../src/disk.js";
 import { Memory, ReferenceDeniedError, convert, open as openFull } from "../src/full-node.js";
 import { open as openOnlyReading } from "../src/node.js";
-import { Pool, SourceError, UnsupportedError, create, open } from "../src/worker.js";
+import { Pool, RangeTooLargeError, SourceError, UnsupportedError, create, open } from "../src/worker.js";
 import { path, pattern, qemuImg } from "./support.mjs";
 
 let source;
@@ -52,6 +53,25 @@ test("an image is a disk that disk tools can use", async () => {
   await readOnly.flush();
   await plain.close();
   assert.throws(() => new ImageDisk(path("plain.qcow2")), UnsupportedError);
+});
+
+test("a disk stays within the buffer that it was given", async () => {
+  const image = await openFull(new Memory(new Uint8Array(source)), { format: "raw", writable: true });
+  const disk = new ImageDisk(image);
+  const pool = Buffer.alloc(300);
+  const buffer = pool.subarray(100, 200);
+  const isRange = (what) => (error) => error instanceof RangeTooLargeError && error.kind === "too-large" && error.message.startsWith(`${what} must be`);
+  for (const bad of [-50, -1, 1.5, NaN, undefined, "1", 2 ** 53]) {
+    for (const verb of ["read", "write"]) {
+      await assert.rejects(disk[verb](buffer, bad, 50, 1000), isRange("bufferOffset"), `${verb} ${bad}`);
+      await assert.rejects(disk[verb](buffer, 0, bad, 1000), isRange("length"), `${verb} ${bad}`);
+      await assert.rejects(disk[verb](buffer, 0, 50, bad), isRange("fileOffset"), `${verb} ${bad}`);
+    }
+  }
+  await assert.rejects(disk.read(new DataView(new ArrayBuffer(100)), 0, 50, 0), UnsupportedError);
+  assert.ok(pool.every((byte) => byte === 0));
+  assert.deepEqual(Buffer.from(await image.read(0, source.length)), source);
+  await image.close();
 });
 
 test("an image in a worker reads, maps, checks, changes and converts", async () => {
@@ -106,6 +126,41 @@ test("a pool spreads images, stops jobs, and a worker that dies says so", async 
   await pool.close();
   await assert.rejects(reading.then(() => images[0].read(0, 1)), (error) => error instanceof SourceError && /the worker is gone/.test(error.message));
   await assert.rejects(pool.open(path("plain.qcow2")), { kind: "closed" });
+});
+
+test("what is opened while a pool is closed is refused, and leaves no worker behind", async () => {
+  const { Worker } = workerThreads;
+  const threads = [];
+  workerThreads.Worker = class extends Worker {
+    constructor(...args) {
+      super(...args);
+      threads.push(this);
+    }
+  };
+  syncBuiltinESMExports();
+  try {
+    const pools = [new Pool({ size: 1 }), new Pool({ size: 2 })];
+    const image = await pools[1].open(path("plain.qcow2"));
+    assert.equal(image.size, source.length);
+    for (const pool of pools) {
+      // Some are asked for before the pool is closed and some between, in every state of a worker.
+      const opening = [pool.open(path("plain.qcow2")), pool.create(path("late.qcow2"), { size: 1024 })];
+      const closing = pool.close();
+      opening.push(pool.open(path("plain.qcow2")));
+      await Promise.all(opening.map((refused) => assert.rejects(refused, { kind: "closed" })));
+      await closing;
+    }
+    const starting = new Pool({ size: 1 });
+    const opening = starting.open(path("plain.qcow2"));
+    while (threads.length < 2) await new Promise((resolve) => setImmediate(resolve));
+    const outcome = assert.rejects(opening, (error) => error.kind === "closed" || /it was stopped/.test(error.message));
+    await starting.close();
+    await outcome;
+    assert.deepEqual(threads.map(({ threadId }) => threadId), threads.map(() => -1), "all have ended");
+  } finally {
+    workerThreads.Worker = Worker;
+    syncBuiltinESMExports();
+  }
 });
 
 test("require() gives the same classes", async () => {
