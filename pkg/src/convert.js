@@ -37,6 +37,10 @@ export function converters(create) {
     const { format = "qcow2", compressed = false, onProgress, signal } = options;
     signal?.throwIfAborted();
     refuseCompressed({ format, compressed, ...options });
+    if (typeof readable?.getReader !== "function") {
+      const message = "a ReadableStream is copied; of a stream of Node.js Readable.toWeb(stream) makes one";
+      throw new UnsupportedError({ kind: "unsupported", message, operation: "convert" });
+    }
     const total = checkedNumber(options.size, "size");
     const reader = readable.getReader();
     const made = await create(target, { ...options, format, size: total }).catch((error) => {

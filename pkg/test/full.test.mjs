@@ -48,6 +48,10 @@ test("a copy to LUKS is the disk, also where that is zero", async () => {
   }
 });
 
+test("a stream of Node.js is refused with what to do", async () => {
+  await assert.rejects(fromStream(Readable.from([]), new Memory(), { size: MIB }), (error) => error instanceof UnsupportedError && /Readable\.toWeb/.test(error.message));
+});
+
 test("an image over one that is not opened is refused before its target is touched", async () => {
   const options = { size: MIB, backingFile: "base", backingFormat: "qcow2" };
   inRaw("precious", new Uint8Array([1, 2, 3]));
