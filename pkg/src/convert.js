@@ -1,5 +1,6 @@
 // Copying a disk into a new image, with constant memory.
 
+import { abortable, forAWhile } from "./abortable.js";
 import { RangeTooLargeError, SourceError, UnsupportedError, checkedNumber, isBytes } from "./errors.js";
 
 /** A multiple of every cluster size up to it, and what is read and written at a time. */
@@ -19,7 +20,7 @@ export function converters(create) {
     refuseCompressed({ format, compressed, ...options });
     const total = image.size;
     const made = await create(target, { ...options, format, size: total, onOpen: undefined });
-    return finish(made, async () => {
+    return finish(made, signal, async () => {
       const turn = turns();
       const whole = startsUndefined(format);
       for await (const [at, length] of whole ? allPieces(total) : pieces(image, signal)) {
@@ -47,7 +48,7 @@ export function converters(create) {
       reader.releaseLock();
       throw error;
     });
-    return finish(made, async () => {
+    return finish(made, signal, async () => {
       const turn = turns();
       let at = 0;
       let piece = new Uint8Array(Math.min(PIECE_BYTES, total));
@@ -102,15 +103,19 @@ function turns() {
   };
 }
 
-/** Closes the target: with what it has, or as it is when something failed. */
-async function finish(made, work) {
+/** A target has so long to let go of what it got before a copy was stopped. */
+const FAREWELL_MILLISECONDS = 1000;
+
+/** Closes the target: with what it has, or as it is when something failed. One that never answers is not waited for once the copy is to stop. */
+async function finish(made, signal, work) {
   try {
     await work();
+    await abortable(made.close(), signal);
   } catch (error) {
-    await made.abandon().catch(() => {});
+    const ended = made.abandon().catch(() => {});
+    await (signal?.aborted ? forAWhile(ended, FAREWELL_MILLISECONDS) : ended);
     throw error;
   }
-  await made.close();
 }
 
 /** Says what cannot be compressed before the target is touched. */
@@ -175,17 +180,4 @@ function isZero(bytes, start, end) {
   const words = new Uint32Array(bytes.buffer, place, (end - start) / 4);
   for (let index = 0; index < words.length; index++) if (words[index] !== 0) return false;
   return true;
-}
-
-/** A promise, or the reason of the signal if that comes first. */
-function abortable(promise, signal) {
-  if (!signal) return promise;
-  // It runs already; when it fails after the signal came, nobody waits for that any more.
-  promise.catch(() => {});
-  signal.throwIfAborted();
-  return new Promise((resolve, reject) => {
-    const abort = () => reject(signal.reason);
-    signal.addEventListener("abort", abort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
-  });
 }

@@ -1,6 +1,6 @@
 // Making new images.
 
-import { UnsupportedError, checkedNumber } from "./errors.js";
+import { CorruptImageError, UnsupportedError, checkedNumber } from "./errors.js";
 import { createOptions } from "./options.js";
 import { Pump } from "./pump.js";
 
@@ -14,6 +14,9 @@ export async function createImage(Session, target, options) {
     const pairs = createOptions({ ...options, format });
     if (typeof format !== "string" || !pump.call((session) => session.knows(format))) {
       throw new UnsupportedError({ kind: "unsupported", message: `the format '${String(format)}' is not known here`, path: name, operation: "create" });
+    }
+    if (format === "luks" && passphrase === undefined) {
+      throw new UnsupportedError({ kind: "invalid", message: "a LUKS image is made with a passphrase", path: name, operation: "create" });
     }
     checkedNumber(target.size, `the size of '${name}'`);
     // The core finds out what is wrong with the options before it asks for a change, and the first change is this one.
@@ -34,7 +37,9 @@ export async function createImage(Session, target, options) {
   } catch (error) {
     await target.abort?.().catch(() => {});
     if (!target.abort) await target.close?.();
-    throw error;
+    // There is no image yet that could be corrupt: it is the options that make none.
+    if (!(error instanceof CorruptImageError)) throw error;
+    throw new UnsupportedError({ ...error, message: error.message, operation: "create" }, { cause: error.cause });
   } finally {
     pump.detach();
   }

@@ -53,7 +53,12 @@ const CLASSES = {
 export function fromCore(value, cause) {
   if (value instanceof DisketteError) return value;
   const options = cause === undefined ? undefined : { cause };
-  if (typeof value?.kind === "string") return new (CLASSES[value.kind] ?? DisketteError)(value, options);
+  if (typeof value?.kind === "string") {
+    const { kind, message, path, offset } = value;
+    // A server that is to blame stays so, whatever it was asked for.
+    const operation = cause instanceof DisketteError && cause.operation === "fetch" ? "fetch" : value.operation;
+    return new (CLASSES[kind] ?? DisketteError)({ kind, message, path, offset, operation }, options);
+  }
   const message = `the image library failed: ${value?.message ?? String(value)}`;
   return new DisketteError({ kind: "internal", message }, { cause: value });
 }

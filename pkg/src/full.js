@@ -1,5 +1,6 @@
 // What the entries for reading and writing have in common.
 
+import { abortable } from "./abortable.js";
 import { converters } from "./convert.js";
 import { createImage } from "./create.js";
 import { ReferenceDeniedError } from "./errors.js";
@@ -17,7 +18,8 @@ export function full(Session, load, openPath, Opened = WritableImage) {
     options.signal?.throwIfAborted();
     await load();
     const source = make(options);
-    return Opened.open(Session, await source(input, options.writable), options, source);
+    const file = await abortable(source(input, options.writable), options.signal, (late) => late.close?.());
+    return Opened.open(Session, file, options, source);
   }
 
   /** Makes an image in a target and opens it for writing. */
@@ -28,6 +30,11 @@ export function full(Session, load, openPath, Opened = WritableImage) {
       const message = `'${options.backingFile}' (backing) was not opened: an image over another one is made with an onOpen that opens that`;
       throw new ReferenceDeniedError({ kind: "denied", message, operation: "create" });
     }
+    // A target that never answers is not waited for once nobody wants the image.
+    return abortable(makeIn(target, options), options.signal, (image) => image.abandon());
+  }
+
+  async function makeIn(target, options) {
     const file = await toTarget(target, { create: true }, openPath);
     await createImage(Session, file, options);
     const { format = "qcow2", passphrase, budgets } = options;

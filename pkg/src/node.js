@@ -3,6 +3,7 @@
 import { readFileSync } from "node:fs";
 
 import { Session, initSync } from "../dist/diskette.js";
+import { abortable } from "./abortable.js";
 import { Image } from "./image.js";
 import { once } from "./load.js";
 import { refuseFull } from "./options.js";
@@ -23,5 +24,6 @@ export async function open(input, options = {}) {
   refuseFull(options);
   await load();
   const make = (input) => toSource(input, options, openPath);
-  return Image.open(Session, await make(input), options, make);
+  const source = await abortable(make(input), options.signal, (late) => late.close?.());
+  return Image.open(Session, source, options, make);
 }

@@ -1,6 +1,7 @@
 // Entry for browsers and workers.
 
 import init, { Session } from "../dist/diskette.js";
+import { abortable } from "./abortable.js";
 import { Image } from "./image.js";
 import { once } from "./load.js";
 import { noPaths, refuseFull } from "./options.js";
@@ -16,7 +17,7 @@ export const load = once((module) => init(module ? { module_or_path: module } : 
 export async function open(input, options = {}) {
   options.signal?.throwIfAborted();
   refuseFull(options);
-  const [source, loaded] = await Promise.allSettled([toSource(input, options, noPaths), load()]);
+  const [source, loaded] = await Promise.allSettled([abortable(toSource(input, options, noPaths), options.signal, (late) => late.close?.()), load()]);
   if (source.status === "rejected") throw source.reason;
   if (loaded.status === "rejected") {
     await source.value.close?.();

@@ -6,6 +6,7 @@ import { existsSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { before, test } from "node:test";
 
 import { DisketteError, Memory, RangeTooLargeError, SourceError, convert, create, fromStream, open } from "../src/full-node.js";
+import { open as openOnlyReading } from "../src/node.js";
 import { path, pattern, qemuImg } from "./support.mjs";
 import { pickedHandle, syncHandle } from "./targets.mjs";
 
@@ -209,4 +210,30 @@ test("a copy takes the same memory however large the disk is", async () => {
   assert.ok(written >= size, `${written} bytes`);
   assert.ok(most - before < 160 * MIB, `${Math.round((most - before) / MIB)} MiB`);
   await image.close();
+});
+
+test("a target that never answers does not keep a signal from stopping what is made in it", async () => {
+  const never = () => new Promise(() => {});
+  // Timers of signals alone do not keep a process running.
+  const running = setInterval(() => {}, 1000);
+  const source = await open(new Memory(pattern(3 * 1024 * 1024)), { format: "raw" });
+  for (const verb of ["write", "flush", "close"]) {
+    for (const work of [(target, options) => create(target, options), (target, options) => convert(source, target, options)]) {
+      const memory = new Memory();
+      const target = { size: 0, read: (at, length) => memory.read(at, length), write: (at, bytes) => memory.write(at, bytes), resize: (length) => memory.resize(length), flush() {}, close() {} };
+      target[verb] = never;
+      const begun = performance.now();
+      const made = work(target, { size: 1 << 20, signal: AbortSignal.timeout(50) });
+      // Making an image alone neither flushes for good nor closes.
+      const outcome = await made.then((image) => image, (error) => error);
+      if (outcome instanceof Error || outcome instanceof DOMException) assert.equal(outcome.name, "TimeoutError");
+      else assert.notEqual(verb, "write");
+      assert.ok(performance.now() - begun < 3000, `${verb} took ${performance.now() - begun} ms`);
+    }
+  }
+  for (const opening of [open, openOnlyReading]) {
+    await assert.rejects(opening({ getFile: never }, { signal: AbortSignal.timeout(20) }), { name: "TimeoutError" });
+  }
+  await source.close();
+  clearInterval(running);
 });

@@ -48,6 +48,12 @@ test("a copy to LUKS is the disk, also where that is zero", async () => {
   }
 });
 
+test("options that make no image are refused as such", async () => {
+  for (const options of [{ clusterSize: 3 }, { format: "luks" }, { refcountBits: 7 }]) {
+    await assert.rejects(create(new Memory(), { size: MIB, ...options }), (error) => error instanceof UnsupportedError && error.kind === "invalid" && error.code === "DISKETTE_INVALID" && error.operation === "create", JSON.stringify(options));
+  }
+});
+
 test("a stream of Node.js is refused with what to do", async () => {
   await assert.rejects(fromStream(Readable.from([]), new Memory(), { size: MIB }), (error) => error instanceof UnsupportedError && /Readable\.toWeb/.test(error.message));
 });
