@@ -2,14 +2,12 @@
 
 import { abortable, forAWhile } from "./abortable.js";
 import { RangeTooLargeError, SourceError, UnsupportedError, checkedNumber, isBytes } from "./errors.js";
+import { breathe } from "./rest.js";
 
 /** A multiple of every cluster size up to it, and what is read and written at a time. */
 const PIECE_BYTES = 2 * 1024 * 1024;
 /** Zeroes are left out in units of this, or of the target's clusters. */
 const HOLE_BYTES = 64 * 1024;
-
-/** Others get their turn after so many milliseconds. */
-const TURN_MILLISECONDS = 10;
 
 /** `create` makes and opens the target. */
 export function converters(create) {
@@ -21,13 +19,11 @@ export function converters(create) {
     const total = image.size;
     const made = await create(target, { ...options, format, size: total, onOpen: undefined });
     return finish(made, signal, async () => {
-      const turn = turns();
       const whole = startsUndefined(format);
       for await (const [at, length] of whole ? allPieces(total) : pieces(image, signal)) {
         const bytes = await image.read(at, length, { signal });
         await writeData(made, at, bytes, { compressed, signal, whole });
         onProgress?.({ done: at + length, total });
-        await turn();
       }
       onProgress?.({ done: total, total });
     });
@@ -49,7 +45,6 @@ export function converters(create) {
       throw error;
     });
     return finish(made, signal, async () => {
-      const turn = turns();
       let at = 0;
       let piece = new Uint8Array(Math.min(PIECE_BYTES, total));
       let filled = 0;
@@ -63,7 +58,8 @@ export function converters(create) {
         for (;;) {
           const { value, done } = await abortable(reader.read(), signal);
           if (done) break;
-          await turn();
+          // Zeroes that are answered at once reach no core.
+          await breathe();
           if (!isBytes(value)) throw new UnsupportedError({ kind: "unsupported", message: "a stream of a disk gives Uint8Arrays", operation: "read" });
           for (let used = 0; used < value.length; ) {
             if (at + filled === total) {
@@ -91,16 +87,6 @@ export function converters(create) {
   }
 
   return { convert, fromStream };
-}
-
-/** What is answered at once lets nobody else run, not even a timer that would stop it. */
-function turns() {
-  let last = performance.now();
-  return async () => {
-    if (performance.now() - last < TURN_MILLISECONDS) return;
-    await new Promise((resolve) => setTimeout(resolve));
-    last = performance.now();
-  };
 }
 
 /** A target has so long to let go of what it got before a copy was stopped. */

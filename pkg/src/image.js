@@ -85,8 +85,6 @@ export class Image {
       const page = await this.#pump.run((session) => session.map(at, end - at), signal);
       yield page;
       at = page.end;
-      // A map made from cached tables waits for nothing, so others get their turn here.
-      if (at < end) await new Promise((resolve) => setTimeout(resolve));
       signal?.throwIfAborted();
     }
   }

@@ -47,3 +47,8 @@ export function rest(goOn) {
   resting.push(goOn);
   if (since === null) begin();
 }
+
+/** Gives the event loop a turn if it is time for that, in work that asks no core for anything. */
+export async function breathe() {
+  if (isTired()) await new Promise(rest);
+}

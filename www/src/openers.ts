@@ -98,7 +98,7 @@ export function stopLooking(): void {
 }
 
 /** Of many files the user picks the image; those that it names come with it. */
-async function pick({ all, more }: Many, host: Host): Promise<void> {
+async function pick({ all, more }: Omit<Many, "folder">, host: Host): Promise<void> {
   stopLooking();
   const own = (looking = new AbortController());
   const count = (number: number): string => number.toLocaleString("en");
@@ -189,7 +189,7 @@ export function listenForImages(host: Host): void {
   const folderInput = $<HTMLInputElement>("folder");
   folderInput.onchange = () => {
     const { some, more } = cut([...(folderInput.files ?? [])]);
-    if (some.length > 0) guarded(pick({ all: given(some), folder: true, more }, host));
+    if (some.length > 0) guarded(pick({ all: given(some), more }, host));
     folderInput.value = "";
   };
   $("url-form").addEventListener("submit", (event) => {

@@ -75,6 +75,12 @@ async function openFile(page, ...names) {
 }
 
 
+async function previewRepair(page) {
+  await view(page, "Edit");
+  await page.getByRole("button", { name: "Repair leaks…" }).click();
+  await page.waitForSelector("#preview table");
+}
+
 /** Saves the undo file of what is previewed; the file pickers give one of the browser's own storage. */
 async function saveUndo(page, name) {
   await page.click("#edit-undo");
@@ -267,9 +273,7 @@ test("a repair of leaks shows every byte first, keeps an undo file, and can be u
   await store(page, "leaky.qcow2", before);
   await openFile(page, "leaky.qcow2");
   assert.match(await page.textContent("#verdict"), /1 leaked cluster/);
-  await view(page, "Edit");
-  await page.getByRole("button", { name: "Repair leaks…" }).click();
-  await page.waitForSelector("#preview table");
+  await previewRepair(page);
   assert.ok(await page.isDisabled("#edit-apply"), "nothing is written without an undo file");
   await shoot(page, "preview.png");
   await assertAccessible(page);
@@ -316,9 +320,7 @@ test("an edit or its undoing that is not right any more is refused, although the
   const before = readFileSync(path("leaky.qcow2"));
   await store(page, "leaky.qcow2", before);
   await openFile(page, "leaky.qcow2");
-  await view(page, "Edit");
-  await page.getByRole("button", { name: "Repair leaks…" }).click();
-  await page.waitForSelector("#preview table");
+  await previewRepair(page);
   const undo = await saveUndo(page, "leaky.qcow2");
   // Elsewhere the lost cluster is given back and taken again.
   copyFileSync(path("leaky.qcow2"), path("moved-on.qcow2"));

@@ -47,6 +47,12 @@ async function visit(address) {
   return page;
 }
 
+async function previewDeletion(page) {
+  await view(page, "Edit");
+  await page.getByRole("button", { name: "Delete…" }).click();
+  await page.waitForSelector("#preview table");
+}
+
 test("what is served is open at once, with the files that it names, and only read", async (t) => {
   const { address } = await serve(t, "--follow", path("top.qcow2"));
   const page = await visit(address);
@@ -80,9 +86,7 @@ test("a snapshot is deleted in a file that is served to be changed", async (t) =
   copyFileSync(path("top.qcow2"), path("changed.qcow2"));
   const { address, end } = await serve(t, "--writable", path("changed.qcow2"));
   const page = await visit(address);
-  await view(page, "Edit");
-  await page.getByRole("button", { name: "Delete…" }).click();
-  await page.waitForSelector("#preview table");
+  await previewDeletion(page);
   const before = readFileSync(path("changed.qcow2"));
   await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
   assert.deepEqual(readFileSync(path("changed.qcow2")), before);
@@ -101,9 +105,7 @@ test("a first change that may have been made is put back", async (t) => {
   const before = readFileSync(path("half-made.qcow2"));
   const { address } = await serve(t, "--writable", path("half-made.qcow2"));
   const page = await visit(address);
-  await view(page, "Edit");
-  await page.getByRole("button", { name: "Delete…" }).click();
-  await page.waitForSelector("#preview table");
+  await previewDeletion(page);
   await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
   let changes = 0;
   await page.route("**/images/**", async (route) => {
@@ -127,9 +129,7 @@ for (const [how, race, said] of [
     copyFileSync(path("top.qcow2"), path("raced.qcow2"));
     const { address } = await serve(t, "--writable", path("raced.qcow2"));
     const page = await visit(address);
-    await view(page, "Edit");
-    await page.getByRole("button", { name: "Delete…" }).click();
-    await page.waitForSelector("#preview table");
+    await previewDeletion(page);
     await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
     const raced = race(readFileSync(path("raced.qcow2")));
     let changes = 0;
@@ -151,9 +151,7 @@ test("a change that is interrupted and cannot be put back is undone with the und
   const before = readFileSync(path("half.qcow2"));
   const { address } = await serve(t, "--writable", path("half.qcow2"));
   const page = await visit(address);
-  await view(page, "Edit");
-  await page.getByRole("button", { name: "Delete…" }).click();
-  await page.waitForSelector("#preview table");
+  await previewDeletion(page);
   const [download] = await Promise.all([page.waitForEvent("download"), page.click("#edit-undo")]);
   await download.saveAs(path("half.undo.json"));
   let written = 0;

@@ -69,7 +69,6 @@ function differences(one: Uint8Array, two: Uint8Array, base: number, found: (sta
 
 async function compare({ opening }: Ops["compare"]["ask"], call: Call<Ops["compare"]["part"]>): Promise<Ops["compare"]["reply"]> {
   const { image: one } = current();
-  await closeOther();
   const { image: two, opened } = await openOne(opening, call.signal);
   if (current().image !== one) {
     await two.close();
