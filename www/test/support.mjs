@@ -72,12 +72,23 @@ export async function fresh(options = {}) {
   return page;
 }
 
-/** Waits until `check` holds in the page. (`waitForFunction` needs eval, which the page's policy forbids.) */
+/**
+ * Waits until `check` holds in the page. What it looks for may not be there yet, or be replaced just then: that it throws
+ * is only reported where the time is over. (`waitForFunction` needs eval, which the page's policy forbids.)
+ */
 export async function until(page, check, what = String(check)) {
+  let thrown;
   for (const end = Date.now() + 10_000; Date.now() < end; await new Promise((resolve) => setTimeout(resolve, 30))) {
-    if (await page.evaluate(check)) return;
+    try {
+      if (await page.evaluate(check)) return;
+      thrown = undefined;
+    } catch (error) {
+      if (page.isClosed()) throw error;
+      thrown = error;
+    }
   }
-  assert.fail(`waited for ${what}; status: ${await page.textContent("#status")}; problems: ${page.problems.join("; ")}`);
+  const status = await page.textContent("#status", { timeout: 1000 }).catch(() => "none");
+  assert.fail(`waited for ${what}; status: ${status}; ${thrown ? `thrown: ${thrown}; ` : ""}problems: ${page.problems.join("; ")}`);
 }
 
 export const opened = (page) => until(page, () => /opened in/.test(document.querySelector("#status").textContent));
