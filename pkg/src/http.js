@@ -3,22 +3,39 @@
 import { BLOCK_BYTES, cached } from "./cache.js";
 import { SourceError, UnsupportedError, checkedNumber } from "./errors.js";
 
-/** Opens an address whose server answers range requests; each request has `timeout` milliseconds. */
+/** How long a server may be silent where nothing else was said. */
+const SILENCE_MILLISECONDS = 30_000;
+
+/** Opens an address whose server answers range requests; each has `timeout` milliseconds from its first to its last byte. */
 export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers = {}, timeout } = {}) {
   const name = String(url);
   const life = new AbortController();
   const problem = (Kind, kind, message, offset = null, cause) => new Kind({ kind, message, path: name, offset, operation: "fetch" }, { cause });
 
   const patience = timeout === undefined ? undefined : checkedNumber(timeout, "timeout");
-  /** Runs a request from its first to its last byte. `signal` ends it with its own reason, a lack of patience with ours. */
+  /**
+   * Runs a request from its first to its last byte. `signal` ends it with its own reason, a lack of patience with ours;
+   * `work` calls `alive` when something came.
+   */
   async function timed(offset, signal, work) {
-    if (patience === undefined) return work(signal);
-    const late = AbortSignal.timeout(patience);
+    const late = new AbortController();
+    const [milliseconds, message] =
+      patience === undefined
+        ? [SILENCE_MILLISECONDS, `the server sent nothing for ${SILENCE_MILLISECONDS / 1000} s`]
+        : [patience, `the server took more than ${patience} ms for an answer`];
+    let timer;
+    const alive = () => {
+      clearTimeout(timer);
+      if (milliseconds > 0) timer = setTimeout(() => late.abort(), milliseconds);
+    };
+    alive();
     try {
-      return await work(signal ? AbortSignal.any([signal, late]) : late);
+      return await work(signal ? AbortSignal.any([signal, late.signal]) : late.signal, patience === undefined ? alive : () => {});
     } catch (cause) {
-      if (!late.aborted || signal?.aborted) throw cause;
-      throw problem(SourceError, "io", `the server took more than ${patience} ms for an answer`, offset, cause);
+      if (!late.signal.aborted || signal?.aborted) throw cause;
+      throw problem(SourceError, "io", message, offset, cause);
+    } finally {
+      clearTimeout(timer);
     }
   }
 
@@ -36,9 +53,11 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
     }
     if (response.status === 416 && mayBeEmpty) return response;
     if (response.status === 206) {
-      const { start = offset, range } = contentRange(response);
-      if (start === offset) return response;
+      const { start, range } = contentRange(response);
+      // Pages are not shown it by other origins' servers unless those allow that.
+      if (start === offset || (range === null && response.type !== "basic")) return response;
       await response.body?.cancel();
+      if (range === null) throw problem(SourceError, "io", "the server does not say which bytes it sent (it answered 206 without Content-Range)", offset);
       throw problem(SourceError, "io", `the server sent other bytes than those asked for (Content-Range: ${range})`, offset);
     }
     await response.body?.cancel();
@@ -51,11 +70,13 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
   }
 
   /** The bytes of an answer, and no more of them than were asked for. */
-  async function body(response, offset, length, signal) {
+  async function body(response, offset, length, signal, alive) {
+    alive();
     const bytes = new Uint8Array(length);
     let filled = 0;
     try {
       for await (const part of chunks(response.body)) {
+        alive();
         if (part.length > length - filled) {
           throw problem(SourceError, "io", `the server sent more than the ${length} bytes asked for`, offset);
         }
@@ -85,14 +106,14 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
     throw problem(UnsupportedError, "unsupported", "the server does not tell the size of the file (Content-Range)");
   }
 
-  const { size, head, opened } = await timed(0, signal, async (signal) => {
+  const { size, head, opened } = await timed(0, signal, async (signal, alive) => {
     const first = await request(0, BLOCK_BYTES, signal, true);
     const size = await wholeSize(first, signal);
-    const head = first.status === 416 ? (await first.body?.cancel(), new Uint8Array()) : await body(first, 0, BLOCK_BYTES, signal);
+    const head = first.status === 416 ? (await first.body?.cancel(), new Uint8Array()) : await body(first, 0, BLOCK_BYTES, signal, alive);
     return { size, head, opened: version(first) };
   });
 
-  const read = (offset, length) => timed(offset, life.signal, async (signal) => {
+  const read = (offset, length) => timed(offset, life.signal, async (signal, alive) => {
     const response = await request(offset, length, signal);
     const now = version(response);
     const { total } = contentRange(response);
@@ -100,7 +121,7 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
       await response.body?.cancel();
       throw problem(SourceError, "io", "the file changed on the server while it was read; open it again", offset);
     }
-    return body(response, offset, length, signal);
+    return body(response, offset, length, signal, alive);
   });
   return cached({ name, located: true, size, read, close: () => life.abort() }, head);
 }

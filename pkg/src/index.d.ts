@@ -65,7 +65,7 @@ export interface OpenOptions {
   /** For http(s) addresses. */
   headers?: Record<string, string>;
   fetch?: typeof fetch;
-  /** Milliseconds that a server has for each answer; as long as `fetch` waits unless given. */
+  /** Milliseconds that a server has for each answer, 0 for no limit. Unless given, it may be silent for 30 seconds at a time. */
   timeout?: number;
 }
 

@@ -82,11 +82,31 @@ test("an address is read by ranges, few of them", async (context) => {
   await image.close();
 });
 
-test("a server that hides Content-Range is asked for the size", async (context) => {
-  const { url, requests } = await serve(context, "plain.qcow2", (answer) => delete answer.headers["Content-Range"]);
-  const image = await open(url);
+test("a server whose Content-Range a page is not shown is asked for the size", async (context) => {
+  const { url, requests } = await serve(context, "plain.qcow2");
+  // What a page gets from a server of another origin that does not expose the header.
+  const hiding = async (...args) => {
+    const response = await fetch(...args);
+    const headers = new Headers(response.headers);
+    headers.delete("content-range");
+    return Object.defineProperty(new Response(response.body, { status: response.status, headers }), "type", { value: "cors" });
+  };
+  const image = await open(url, { fetch: hiding });
   assert.deepEqual(requests.slice(0, 2), ["GET bytes=0-262143", "HEAD"]);
   assert.equal(Buffer.compare(await image.read(0, source.length), source), 0);
+  await image.close();
+});
+
+test("a server that does not say which bytes it sent is not believed", async (context) => {
+  const { url } = await serve(context, "plain.qcow2", (answer) => delete answer.headers["Content-Range"]);
+  await assert.rejects(open(url), (error) => error instanceof SourceError && /206 without Content-Range/.test(error.message) && error.operation === "fetch");
+  let from = Infinity;
+  const { url: later } = await serve(context, "plain.qcow2", (answer, request) => {
+    if (Number(/\d+/.exec(request.headers.range)[0]) >= from) answer.headers["Content-Range"] = "about there";
+  });
+  const image = await open(later);
+  from = 1;
+  await assert.rejects(image.read(0, source.length), (error) => error instanceof SourceError && /other bytes than those asked for \(Content-Range: about there\)/.test(error.message));
   await image.close();
 });
 

@@ -10,9 +10,6 @@ import { type Handlers, replace } from "./state";
 /** Ends an opening when another one begins. */
 let latest = new AbortController();
 
-/** What a server has for each answer. */
-const SERVER_MILLISECONDS = 30_000;
-
 /** What an image says of itself; it is closed then. */
 async function describe(image: Image): Promise<ImageInfo> {
   try {
@@ -66,7 +63,7 @@ function atPath({ file, path }: Given): File {
 type Find = (reference: Reference) => File | string | null;
 
 /** Opens an image with what `find` has of the files that it names; without them its structure can still be shown. */
-async function openWith(input: File | string, find: Find, options: Wish & { signal: AbortSignal; timeout?: number }): Promise<[Image, Missing[]]> {
+async function openWith(input: File | string, find: Find, options: Wish & { signal: AbortSignal }): Promise<[Image, Missing[]]> {
   const { passphrase, snapshot, ...plain } = options;
   // Without what it names, and without a key, an image opens to be described. If there is nothing more to it, that is it.
   const probe = await open(input, plain);
@@ -115,7 +112,7 @@ async function openUrl({ url, follow, served }: Extract<Opening, { from: "url" }
     const target = new URL(name, from);
     return target.origin === new URL(url).origin ? target.href : null;
   };
-  return openWith(url, find, { ...wish, timeout: SERVER_MILLISECONDS });
+  return openWith(url, find, wish);
 }
 
 /** Opens an image without taking it as the current one. */
