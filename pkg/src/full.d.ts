@@ -204,11 +204,11 @@ export class Image extends ReadableImage {
 export function open(input: Input | Memory, options?: FullOpenOptions & { writable?: false }): Promise<Image>;
 /** Opens an image for reading and writing. */
 export function open(target: Target, options: FullOpenOptions & { writable: true }): Promise<Image>;
-/** Makes an image in a target, in place of what that held, and opens it for writing. */
+/** Makes an image in a target, in place of what that held, and opens it for writing. If that fails, a path holds what it did before. */
 export function create(target: Target, options: CreateOptions): Promise<Image>;
 /**
  * Copies a disk into a new image, in constant memory and without what is zero. When it fails or is aborted, the source is
- * as it was; of the target, a FileSystemFileHandle is as it was, and others hold a part of the copy.
+ * as it was; of the target, a path or FileSystemFileHandle is as it was, and others hold a part of the copy.
  */
 export function convert(image: Pick<ReadableImage, "size" | "mapPages" | "read">, target: Target, options?: ConvertOptions): Promise<void>;
 /** What is needed of a `ReadableStream` of Uint8Arrays, be it the browser's or that of Node.js. */

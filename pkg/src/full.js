@@ -3,7 +3,7 @@
 import { abortable } from "./abortable.js";
 import { converters } from "./convert.js";
 import { createImage } from "./create.js";
-import { ReferenceDeniedError } from "./errors.js";
+import { ReferenceDeniedError, typed } from "./errors.js";
 import { toSource } from "./sources.js";
 import { toTarget } from "./targets.js";
 import { WritableImage } from "./writable.js";
@@ -23,7 +23,10 @@ export function full(Session, load, openPath, Opened = WritableImage) {
   }
 
   /** Makes an image in a target and opens it for writing. */
-  async function create(target, options = {}) {
+  const create = (target, options = {}) => createWith(target, options, (file) => file.show?.());
+
+  /** `made` gets the target once there is an image in it; where it shows nothing, that shows when it is closed. */
+  async function createWith(target, options, made = () => {}) {
     options.signal?.throwIfAborted();
     await load();
     if (options.backingFile && !options.onOpen) {
@@ -31,17 +34,24 @@ export function full(Session, load, openPath, Opened = WritableImage) {
       throw new ReferenceDeniedError({ kind: "denied", message, operation: "create" });
     }
     // A target that never answers is not waited for once nobody wants the image.
-    return abortable(makeIn(target, options), options.signal, (image) => image.abandon());
+    return abortable(makeIn(target, options, made), options.signal, (image) => image.abandon());
   }
 
-  async function makeIn(target, options) {
+  async function makeIn(target, options, made) {
     const file = await toTarget(target, { create: true }, openPath);
     await createImage(Session, file, options);
     const { format = "qcow2", passphrase, budgets } = options;
     // What a new image is based on is opened by whoever opens it again.
     const based = options.backingFile ? { onOpen: options.onOpen } : {};
-    return Opened.open(Session, file, { format, passphrase, budgets, writable: true, ...based }, make(options));
+    const image = await Opened.open(Session, file, { format, passphrase, budgets, writable: true, ...based }, make(options));
+    try {
+      await typed(() => made(file), String(file.name), "could not be written");
+    } catch (error) {
+      await image.abandon().catch(() => {});
+      throw error;
+    }
+    return image;
   }
 
-  return { open, create, ...converters(create) };
+  return { open, create, ...converters(createWith) };
 }

@@ -1,6 +1,11 @@
 // Files and block devices of this machine, for Node.js.
 
-import { closeSync, constants, fstatSync, fsyncSync, ftruncateSync, openSync, readFileSync, readSync, statSync, writeSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import {
+  closeSync, constants, fchmodSync, fchownSync, fstatSync, fsyncSync, ftruncateSync, lstatSync, openSync, readFileSync, readSync,
+  realpathSync, renameSync, statSync, statfsSync, unlinkSync, writeSync,
+} from "node:fs";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import { SourceError, kindOf } from "./errors.js";
@@ -8,37 +13,193 @@ import { SourceError, kindOf } from "./errors.js";
 const EXACT = { bigint: true };
 
 /**
- * What this process has open, by the identity of the file: how many readers, and whether there is a writer. Node.js has no
- * locks, but at least one process does not work against itself.
+ * What this thread has open, by the identity of the file: how many readers, and whether there is a writer. Node.js has no
+ * locks, but at least one thread does not work against itself.
  */
 const inUse = new Map();
 
-/** Opens a path; with `write` for changing, with `create` making it if it is not there. */
+/** Opens a path; with `write` for changing, with `create` for a new image in place of what is there, if anything is. */
 export function openPath(input, { write = false, create = false } = {}) {
   const path = input instanceof URL || /^file:\/\//.test(input) ? fileURLToPath(input) : input;
-  let descriptor;
   try {
-    // Without O_NONBLOCK opening a FIFO would wait for its writer.
-    const flags = (write ? constants.O_RDWR : constants.O_RDONLY) | (create ? constants.O_CREAT : 0) | (constants.O_NONBLOCK ?? 0);
-    descriptor = openSync(path, flags);
+    return create ? openNew(path) : openThere(path, write);
+  } catch (cause) {
+    throw new SourceError({ kind: kindOf(cause), message: `Could not open '${path}': ${cause.message}`, path }, { cause });
+  }
+}
+
+function openThere(path, write) {
+  // Without O_NONBLOCK opening a FIFO would wait for its writer.
+  const descriptor = openSync(path, (write ? constants.O_RDWR : constants.O_RDONLY) | (constants.O_NONBLOCK ?? 0));
+  try {
     const stat = fstatSync(descriptor, EXACT);
     if (!stat.isFile() && !stat.isBlockDevice()) throw new Error("it is not a regular file or block device");
-    if (create && !stat.isFile()) throw new Error("a new image is made in a file, not in a device");
-    const size = stat.isBlockDevice() ? deviceSize(Number(stat.rdev)) : Number(stat.size);
-    const release = use(stat, write, create);
-    const check = write || !stat.isFile() ? () => {} : () => checkSame(fstatSync(descriptor, EXACT), stat);
-    const read = (offset, length) => {
-      const bytes = readFully(descriptor, offset, length);
-      // What was read is of the file that was opened only if that has not changed since.
-      check();
-      return bytes;
-    };
+    const release = use(identify(stat), { write });
     const close = () => (release(), closeSync(descriptor));
-    const source = { name: path, located: true, size, read, close };
-    return write ? Object.assign(source, changes(descriptor, path, stat)) : source;
-  } catch (cause) {
+    if (write) return { ...source(path, descriptor, stat), ...changes(descriptor, () => path, stat), close };
+    const check = stat.isFile() ? () => checkSame(fstatSync(descriptor, EXACT), stat) : undefined;
+    return { ...source(path, descriptor, stat, check), close };
+  } catch (error) {
+    closeSync(descriptor);
+    throw error;
+  }
+}
+
+/** What is read of an open file; `check` says afterwards whether it still is what was opened. */
+function source(path, descriptor, stat, check = () => {}) {
+  const size = stat.isBlockDevice() ? deviceSize(Number(stat.rdev)) : Number(stat.size);
+  const read = (offset, length) => {
+    const bytes = readFully(descriptor, offset, length);
+    check();
+    return bytes;
+  };
+  return { name: path, located: true, size, read };
+}
+
+/** Files that are to take the place of others, and did not yet. */
+const parts = new Set();
+
+function removeParts() {
+  for (const part of parts) unlinkSync(part);
+}
+
+/**
+ * A new file for an image, which takes the place of what has its name when it is shown or closed: until then, and when it is
+ * aborted, that is as it was. Where no file can be made beside it, or the new one would not be what the old one was, the
+ * image is made in the file that is there.
+ */
+function openNew(path) {
+  const old = lookAt(path);
+  const place = old ? realpathSync(path) : resolve(path);
+  const releases = [use(place, { write: true, create: true })];
+  let part;
+  let descriptor;
+  const release = () => releases.splice(0).forEach((end) => end());
+  try {
+    if (old) releases.push(use(identify(old), { write: true, create: true }));
+    ({ part, descriptor } = makePart(place, old));
+    const stat = fstatSync(descriptor, EXACT);
+    if (part) releases.push(use(identify(stat), { write: true }));
+    let at = part ?? place;
+    let open = true;
+    const end = () => (release(), closeSync(descriptor));
+    const show = () => {
+      if (at === place) return;
+      renameSync(at, place);
+      parts.delete(at);
+      at = place;
+      syncFolder(dirname(place));
+    };
+    return {
+      ...source(path, descriptor, stat),
+      ...changes(descriptor, () => at, stat),
+      show,
+      close() {
+        if (!open) return;
+        open = false;
+        try {
+          show();
+        } catch (cause) {
+          // It is whole, and perhaps all that there is of it.
+          parts.delete(at);
+          const message = `what was written is in '${at}': it could not take its place (${cause.message})`;
+          throw new SourceError({ kind: kindOf(cause), message, path, operation: "close" }, { cause });
+        } finally {
+          end();
+        }
+      },
+      async abort() {
+        if (!open) return;
+        open = false;
+        if (at !== place) forget(at);
+        end();
+      },
+    };
+  } catch (error) {
+    release();
+    if (part) forget(part);
     if (descriptor !== undefined) closeSync(descriptor);
-    throw new SourceError({ kind: kindOf(cause), message: `Could not open '${path}': ${cause.message}`, path }, { cause });
+    throw error;
+  }
+}
+
+/** What is at a path and can be written, if there is anything. */
+function lookAt(path) {
+  let descriptor;
+  try {
+    descriptor = openSync(path, constants.O_RDWR | (constants.O_NONBLOCK ?? 0));
+  } catch (error) {
+    if (error.code === "ENOENT") return null;
+    throw error;
+  }
+  try {
+    const stat = fstatSync(descriptor, EXACT);
+    if (!stat.isFile()) throw new Error("it is not a regular file, and a new image is made in one");
+    return stat;
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+/** A file beside a place, of the owner and with the mode of the one that is there; or that one. */
+function makePart(place, old) {
+  const there = () => ({ descriptor: openSync(place, constants.O_RDWR | constants.O_CREAT | (constants.O_NONBLOCK ?? 0)) });
+  // A file of several names keeps them all, one that others mounted there stays there, and a link to nothing leads to a file.
+  if (old ? old.nlink > 1n || isMounted(place) : lstatSync(place, { throwIfNoEntry: false })) return there();
+  const part = join(dirname(place), `.diskette-${randomBytes(6).toString("hex")}.part`);
+  let descriptor;
+  try {
+    descriptor = openSync(part, "wx+");
+    if (parts.size === 0) process.once("exit", removeParts);
+    parts.add(part);
+    if (old) {
+      const made = fstatSync(descriptor, EXACT);
+      if (made.uid !== old.uid || made.gid !== old.gid) fchownSync(descriptor, Number(old.uid), Number(old.gid));
+      fchmodSync(descriptor, Number(old.mode & 0o7777n));
+    }
+    return { part, descriptor };
+  } catch (error) {
+    if (descriptor !== undefined) {
+      closeSync(descriptor);
+      forget(part);
+    }
+    if (!["EACCES", "EPERM", "EROFS"].includes(error.code)) throw error;
+    return there();
+  }
+}
+
+/** Whether a file is mounted by itself, as in containers. */
+function isMounted(place) {
+  let table;
+  try {
+    table = readFileSync("/proc/self/mountinfo", "utf8");
+  } catch {
+    return false;
+  }
+  const decoded = (text) => text.replaceAll(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
+  return table.split("\n").some((line) => decoded(line.split(" ")[4] ?? "") === place);
+}
+
+/** Removes a file that is not wanted any more. */
+function forget(part) {
+  parts.delete(part);
+  try {
+    unlinkSync(part);
+  } catch {
+    // It has gone already, or will stay.
+  }
+}
+
+/** Puts a name where a power cut does not reach it, on systems that do that for folders. */
+function syncFolder(folder) {
+  let descriptor;
+  try {
+    descriptor = openSync(folder, constants.O_RDONLY);
+    fsyncSync(descriptor);
+  } catch {
+    // It comes with the system's next flush.
+  } finally {
+    if (descriptor !== undefined) closeSync(descriptor);
   }
 }
 
@@ -62,8 +223,7 @@ function busy(message) {
 }
 
 /** Counts a user of a file, unless another one is in the way; answers with what ends the use. */
-function use(stat, write, create) {
-  const identity = identify(stat);
+function use(identity, { write = false, create = false }) {
   const users = inUse.get(identity) ?? { readers: 0, writer: false };
   if (write && users.writer) throw busy("it is open for writing already; close that image first");
   if (create && users.readers > 0) throw busy("an image in it is being read; close that first");
@@ -91,34 +251,43 @@ function readFully(descriptor, offset, length) {
   return bytes.subarray(0, done);
 }
 
-/** Changes to a file, which stop when somebody else has changed it. */
+/** File systems (`man 2 statfs`) that set the time of a file before a write to it ends: ext4, XFS, Btrfs, F2FS, tmpfs, overlayfs. */
+const PROMPT = [0xef53, 0x58465342, 0x9123683e, 0xf2f52010, 0x01021994, 0x794c7630];
+
+/** Changes to a file, which stop when somebody else has changed it. `path` answers with the name that it has. */
 function changes(descriptor, path, opened) {
   const isFile = opened.isFile();
+  const isPrompt = isFile && PROMPT.includes(statfsSync(path()).type);
   const identity = identify(opened);
   const look = () => fstatSync(descriptor, EXACT);
   let { size, mtimeNs } = opened;
   /** Whether something was written that may not have its place and time on the disk yet. */
   let dirty = false;
 
-  const open = "open the image again, and check it";
-  function checkSize(now) {
+  /** What lies between our changes is the work of others. Network file systems set times late: there only a flush settles it. */
+  function checkOthers() {
+    const open = "open the image again, and check it";
+    const now = look();
     if (now.size !== size) throw busy(`another program changed its length from ${size} to ${now.size} bytes; ${open}`);
+    if (now.mtimeNs !== mtimeNs && (isPrompt || !dirty)) throw busy(`another program wrote to it; ${open}`);
   }
 
-  /** Between a flush and the next change nothing changes but by others. Network file systems set times late, so not after. */
-  function begin() {
-    if (!isFile || dirty) return;
-    const now = look();
-    checkSize(now);
-    if (now.mtimeNs !== mtimeNs) throw busy(`another program wrote to it; ${open}`);
+  function change(work) {
+    if (!isFile) return work();
+    if (isPrompt || !dirty) checkOthers();
     dirty = true;
+    try {
+      return work();
+    } finally {
+      if (isPrompt) ({ mtimeNs } = look());
+    }
   }
 
   /** What is written has to be where it will be looked for. */
   function checkPlace() {
     let there;
     try {
-      there = statSync(path, EXACT);
+      there = statSync(path(), EXACT);
     } catch (cause) {
       throw Object.assign(new Error(`its name has gone while it was open (${cause.message}), and with it what was written`), { kind: "not-found" });
     }
@@ -126,20 +295,20 @@ function changes(descriptor, path, opened) {
   }
 
   return {
-    write(offset, bytes) {
-      begin();
-      let done = 0;
-      try {
-        while (done < bytes.length) done += writeSync(descriptor, bytes, done, bytes.length - done, offset + done);
-      } finally {
-        const end = BigInt(offset + done);
-        if (done > 0 && end > size) size = end;
-      }
-    },
+    write: (offset, bytes) =>
+      change(() => {
+        let done = 0;
+        try {
+          while (done < bytes.length) done += writeSync(descriptor, bytes, done, bytes.length - done, offset + done);
+        } finally {
+          const end = BigInt(offset + done);
+          if (done > 0 && end > size) size = end;
+        }
+      }),
     flush() {
       if (isFile && dirty) {
         checkPlace();
-        checkSize(look());
+        checkOthers();
       }
       fsyncSync(descriptor);
       if (dirty) ({ mtimeNs } = look());
@@ -147,8 +316,7 @@ function changes(descriptor, path, opened) {
     },
     resize(length) {
       if (!isFile) return;
-      begin();
-      ftruncateSync(descriptor, length);
+      change(() => ftruncateSync(descriptor, length));
       size = BigInt(length);
     },
   };

@@ -1,5 +1,5 @@
 // Where bytes go. A target is a source that also has `write(offset, bytes)` and `resize(length)`, and may have `flush()`,
-// `discard(offset, length)`, `zero(offset, length)`, and `commit()` or `abort()` for what only shows once it is closed.
+// `discard(offset, length)`, `zero(offset, length)`, and for what only shows once it is closed `commit()`, `show()` or `abort()`.
 
 import { ReadOnlyError, UnsupportedError, typed } from "./errors.js";
 import { fromFileHandle, fromSyncHandle } from "./sources.js";

@@ -1,0 +1,259 @@
+// New images in paths: what was there stays until there is a whole image to take its place. Changes by others between ours.
+
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { chmodSync, chownSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import { before, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { promisify } from "node:util";
+import { Worker } from "node:worker_threads";
+
+import { ReferenceDeniedError, SourceError, convert, create, fromStream, open } from "../src/full-node.js";
+import { Pool } from "../src/worker.js";
+import { path, pattern, qemuImg } from "./support.mjs";
+
+const MIB = 1024 * 1024;
+const source = pattern(9 * MIB);
+const earlier = Buffer.from("what was there before");
+const run = promisify(execFile);
+
+before(() => {
+  writeFileSync(path("source.raw"), source);
+  qemuImg("convert", "-O", "qcow2", path("source.raw"), path("source.qcow2"));
+});
+
+/** A folder with a file `disk` in it, or none. */
+function place(name, content = earlier) {
+  mkdirSync(path(name));
+  if (content) writeFileSync(path(`${name}/disk`), content);
+  return path(`${name}/disk`);
+}
+
+const isPart = (name) => /^\.diskette-[0-9a-f]{12}\.part$/.test(name);
+
+test("a copy into a path shows when it is whole, and not before", async () => {
+  for (const [name, content] of [["shows-old", earlier], ["shows-new", null]]) {
+    const target = place(name, content);
+    const image = await open(path("source.qcow2"));
+    let looks = 0;
+    const onProgress = () => {
+      looks++;
+      if (content) assert.deepEqual(readFileSync(target), earlier);
+      else assert.ok(!existsSync(target));
+      assert.equal(readdirSync(path(name)).filter(isPart).length, 1);
+    };
+    await convert(image, target, { onProgress });
+    assert.ok(looks > 2);
+    await image.close();
+    qemuImg("compare", "-q", target, path("source.raw"));
+    assert.deepEqual(readdirSync(path(name)), ["disk"]);
+  }
+});
+
+test("a copy into a path that is stopped or fails leaves no trace", async () => {
+  let failing = false;
+  const bytes = new Uint8Array(readFileSync(path("source.qcow2")));
+  const read = (offset, length) => {
+    if (failing) throw new Error("the cable is out");
+    return bytes.slice(offset, offset + length);
+  };
+  const image = await open({ name: "source", size: bytes.length, read });
+  const stopped = () => {
+    const stop = new AbortController();
+    return { signal: stop.signal, onProgress: () => stop.abort(new Error("that will do")) };
+  };
+  const works = [
+    [(target) => convert(image, target, stopped()), /that will do/],
+    [(target) => convert(image, target, { compressed: true, onProgress: () => (failing = true) }), /the cable is out/],
+    [(target) => fromStream(image.stream({ length: MIB }), target, { size: image.size }), /ended after 1048576 of/],
+    [(target) => convert(image, target, { clusterSize: 3 }), /cluster/i],
+    [(target) => create(target, { size: MIB, backingFile: "other", onOpen: () => null }), (error) => error instanceof ReferenceDeniedError],
+    [(target) => create(target, { size: MIB, backingFile: "other", onOpen: () => Promise.reject(new Error("not today")) }), /not today/],
+  ];
+  for (const [index, [work, isExpected]] of works.entries()) {
+    for (const content of [earlier, null]) {
+      failing = false;
+      const target = place(`trace-${index}-${Boolean(content)}`, content);
+      await assert.rejects(work(target), isExpected);
+      assert.deepEqual(readdirSync(path(`trace-${index}-${Boolean(content)}`)), content ? ["disk"] : [], `case ${index}`);
+      if (content) assert.deepEqual(readFileSync(target), earlier);
+      failing = false;
+      await convert(image, target);
+      qemuImg("compare", "-q", target, path("source.raw"));
+    }
+  }
+  await image.close();
+});
+
+test("a copy by a worker leaves no trace either", async () => {
+  const target = place("by-worker");
+  await using(new Pool({ size: 1 }), async (pool) => {
+    const image = await pool.open(path("source.qcow2"));
+    const stop = new AbortController();
+    await assert.rejects(image.convert(target, { signal: stop.signal, onProgress: () => stop.abort(new Error("enough")) }), /enough/);
+    assert.deepEqual(readFileSync(target), earlier);
+    assert.deepEqual(readdirSync(path("by-worker")), ["disk"]);
+    await image.convert(target);
+    qemuImg("compare", "-q", target, path("source.raw"));
+    await image.close();
+  });
+});
+
+async function using(pool, work) {
+  try {
+    await work(pool);
+  } finally {
+    await pool.close();
+  }
+}
+
+test("a new image is there as soon as it is made", async () => {
+  for (const content of [earlier, null]) {
+    const target = place(`made-${Boolean(content)}`, content);
+    const image = await create(target, { size: 4 * MIB });
+    assert.match(qemuImg("info", "-U", target), /virtual size: 4 MiB/);
+    assert.deepEqual(readdirSync(path(`made-${Boolean(content)}`)), ["disk"]);
+    await assert.rejects(open(target, { writable: true }), { kind: "busy" });
+    await image.write(0, source.subarray(0, 100_000));
+    await image.abandon();
+    assert.ok(existsSync(target), "what is given up is not removed any more");
+    await (await open(target, { writable: true })).close();
+    await (await create(target, { size: MIB })).close();
+  }
+});
+
+test("a path is made anew by one at a time", async () => {
+  const target = place("twice", null);
+  const image = await open(path("source.qcow2"));
+  const outcomes = await Promise.allSettled([convert(image, target), convert(image, target)]);
+  assert.deepEqual(outcomes.map(({ status }) => status).sort(), ["fulfilled", "rejected"]);
+  assert.equal(outcomes.find(({ reason }) => reason).reason.kind, "busy");
+  qemuImg("compare", "-q", target, path("source.raw"));
+  await image.close();
+});
+
+test("the new file is what the old one was", async () => {
+  const image = await open(path("source.qcow2"));
+  const moded = place("mode");
+  chmodSync(moded, 0o604);
+  if (process.getuid() === 0) chownSync(moded, 65534, 65533);
+  const was = statSync(moded);
+  await convert(image, moded);
+  const is = statSync(moded);
+  assert.deepEqual([is.mode, is.uid, is.gid], [was.mode, was.uid, was.gid]);
+  assert.notEqual(is.ino, was.ino);
+
+  const linked = place("symlink");
+  symlinkSync("disk", path("symlink/link"));
+  await convert(image, path("symlink/link"));
+  assert.equal(readlinkSync(path("symlink/link")), "disk");
+  assert.ok(lstatSync(linked).isFile());
+  qemuImg("compare", "-q", linked, path("source.raw"));
+
+  // The file of two names is one still, and the link to nothing leads to something.
+  const named = place("hard");
+  linkSync(named, path("hard/other"));
+  await convert(image, named);
+  assert.equal(statSync(named).ino, statSync(path("hard/other")).ino);
+  qemuImg("compare", "-q", path("hard/other"), path("source.raw"));
+  const nothing = place("dangling", null);
+  symlinkSync(nothing, path("dangling/link"));
+  await convert(image, path("dangling/link"));
+  assert.ok(lstatSync(path("dangling/link")).isSymbolicLink());
+  qemuImg("compare", "-q", nothing, path("source.raw"));
+  await image.close();
+});
+
+/** Runs a program with our package at hand. */
+const program = (text) => run(process.execPath, ["--input-type=module", "-e", `import * as diskette from ${JSON.stringify(new URL("../src/full-node.js", import.meta.url))};\n${text}`]);
+
+test("where no file can be made beside it, the image is made in the file that is there", async () => {
+  const target = place("closed");
+  chmodSync(path("closed"), 0o555);
+  chmodSync(target, 0o666);
+  chmodSync(path("."), 0o755);
+  const { ino } = statSync(target);
+  const text = `
+    const image = await diskette.open(${JSON.stringify(path("source.qcow2"))});
+    if (process.getuid() === 0) process.seteuid(65534);
+    await diskette.convert(image, ${JSON.stringify(target)});
+    await image.close();`;
+  await program(text);
+  assert.equal(statSync(target).ino, ino);
+  qemuImg("compare", "-q", target, path("source.raw"));
+  chmodSync(path("closed"), 0o755);
+});
+
+test("a process that ends within a copy takes its traces along", async () => {
+  const target = place("ends");
+  const text = `
+    const image = await diskette.open(${JSON.stringify(path("source.qcow2"))});
+    await diskette.convert(image, ${JSON.stringify(target)}, { onProgress: () => process.exit(3) });`;
+  await assert.rejects(program(text), { code: 3 });
+  assert.deepEqual(readdirSync(path("ends")), ["disk"]);
+  assert.deepEqual(readFileSync(target), earlier);
+});
+
+test("a finished copy whose place is taken by a folder is kept, and found", async () => {
+  const target = place("taken", null);
+  const image = await open(path("source.qcow2"));
+  let taken = false;
+  const onProgress = () => (taken ||= (mkdirSync(target), true));
+  let kept;
+  await assert.rejects(convert(image, target, { onProgress }), (error) => {
+    kept = /what was written is in '([^']+)': it could not take its place/.exec(error.message)?.[1];
+    return error instanceof SourceError && error.path === target;
+  });
+  qemuImg("compare", "-q", kept, path("source.raw"));
+  await image.close();
+});
+
+const wrote = (error) => error instanceof SourceError && error.kind === "busy" && /another program wrote to it.*open the image again/.test(error.message);
+
+test("what others write between two changes of ours is noticed by the next, or by the flush", async () => {
+  for (const next of ["write", "flush"]) {
+    const target = path(`between-${next}.raw`);
+    writeFileSync(target, source);
+    const image = await open(target, { writable: true, format: "raw" });
+    await image.write(0, new Uint8Array(4096).fill(1));
+    await image.write(8192, new Uint8Array(4096).fill(2));
+    await program(`
+      const other = await diskette.open(${JSON.stringify(target)}, { writable: true, format: "raw" });
+      await other.write(4096, new Uint8Array(4096).fill(9));
+      await other.close();`);
+    await assert.rejects(next === "write" ? image.write(0, new Uint8Array(4096).fill(3)) : image.flush(), wrote);
+    await image.abandon();
+    const now = readFileSync(target);
+    assert.deepEqual([now[0], now[4096], now[8192]], [1, 9, 2], "nothing is written over what the other wrote");
+  }
+});
+
+test("two threads that write to one image notice each other", async () => {
+  const target = path("threads.qcow2");
+  await (await create(target, { size: 64 * MIB })).close();
+  const image = await open(target, { writable: true });
+  await image.write(0, new Uint8Array(65536).fill(1));
+  const thread = new Worker(`
+    import(${JSON.stringify(new URL("../src/full-node.js", import.meta.url))}).then(async ({ open }) => {
+      const image = await open(${JSON.stringify(target)}, { writable: true });
+      await image.write(32 << 20, new Uint8Array(65536).fill(2));
+      await image.close();
+    });`, { eval: true });
+  await new Promise((resolve, reject) => thread.on("exit", resolve).on("error", reject));
+  await assert.rejects(image.write(MIB, new Uint8Array(65536).fill(3)), (error) => error.kind === "busy" && /another program/.test(error.message));
+  await image.abandon();
+});
+
+test("writing without a pause is not taken for the work of others", async () => {
+  const target = path("steady.qcow2");
+  const image = await create(target, { size: 64 * MIB });
+  const writes = [];
+  for (let index = 0; index < 300; index++) {
+    writes.push(image.write(((index * 37) % 300) * 200_000, source.subarray(0, 1 + ((index * 997) % 200_000))));
+    if (index % 50 === 0) writes.push(image.flush());
+    if (index % 70 === 0) await sleep(5);
+  }
+  await Promise.all(writes);
+  await image.close();
+  qemuImg("check", "-q", target);
+});
