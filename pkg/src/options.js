@@ -11,9 +11,9 @@ export function refuseFull({ writable, passphrase }) {
   if (passphrase !== undefined) refuse("opens nothing that is encrypted");
 }
 
-/** Browsers have no paths. */
+/** There are no paths but in Node.js. */
 export function noPaths(path) {
-  const message = `'${path}' is not an http(s) address; a browser opens Files, handles and addresses, not paths`;
+  const message = `'${path}' is not an http(s) address: here Files, handles and addresses are opened, not paths`;
   throw new UnsupportedError({ kind: "unsupported", message, path: String(path) });
 }
 

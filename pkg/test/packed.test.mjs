@@ -23,7 +23,7 @@ before(() => {
 });
 
 test("the package has its code, its licences and nothing else", () => {
-  const entries = ["disk", "full", "index", "worker"].flatMap((name) => [`cjs/${name}.cjs`, `cjs/${name}.d.cts`]);
+  const entries = ["cjs/core.cjs", ...["disk", "full", "index", "worker"].flatMap((name) => [`cjs/${name}.cjs`, `cjs/${name}.d.cts`])];
   const modules = ["diskette", "full"].flatMap((name) => [".d.ts", ".js", "_bg.wasm", "_bg.wasm.d.ts"].map((end) => `dist/${name}${end}`));
   const sources = readdirSync(`${PACKAGE}src`).map((name) => `src/${name}`);
   assert.deepEqual(files, ["LICENSE-APACHE", "LICENSE-MIT", "README.md", "package.json", ...entries, ...modules, ...sources].sort());
@@ -47,18 +47,32 @@ test("every entry is there for import and for require()", () => {
     const disk = new ImageDisk(image);
     await disk.write(Buffer.from("x"), 0, 1, 5);
     console.log(image.info().format, Buffer.from(await image.read(5, 1)).toString(), (await open(new Uint8Array(512))).size, typeof Pool);`;
-  const names = { diskette: "open", "diskette/full": "create, Memory", "diskette/disk": "ImageDisk", "diskette/worker": "Pool" };
+  const names = { diskette: "open", "diskette/core": "load as loadCore", "diskette/node": "load as loadNode", "diskette/full": "create, Memory", "diskette/disk": "ImageDisk", "diskette/worker": "Pool" };
   const lines = (form) => Object.entries(names).map(form).join("\n");
   writeFileSync(path("user/all.mjs"), lines(([entry, name]) => `import { ${name} } from "${entry}";`) + use);
-  writeFileSync(path("user/all.cjs"), lines(([entry, name]) => `const { ${name} } = require("${entry}");`) + `(async () => {${use}})();`);
+  writeFileSync(path("user/all.cjs"), lines(([entry, name]) => `const { ${name.replace(" as", ":")} } = require("${entry}");`) + `(async () => {${use}})();`);
   for (const file of ["all.mjs", "all.cjs"]) {
     const { stdout, stderr } = spawnSync("node", [path(`user/${file}`)], { encoding: "utf8" });
     assert.deepEqual([stdout, stderr], ["qcow2 x 512 function\n", ""], file);
   }
 });
 
+test("the core runs where there are no files, with its WebAssembly from wherever that is", () => {
+  writeFileSync(path("user/core.mjs"), `
+    import { readFileSync } from "node:fs";
+    import { load, open } from "diskette/core";
+    const failed = await open(new Uint8Array(512)).catch((error) => error);
+    console.log(failed.name, failed.code, /load\\(bytes\\)/.test(failed.message));
+    await load(readFileSync(new URL(import.meta.resolve("diskette/diskette.wasm"))));
+    console.log((await open(new Uint8Array(512))).size, (await open("disk.raw").catch((error) => error)).message);
+    console.log(WebAssembly.Module.exports(new WebAssembly.Module(readFileSync(new URL(import.meta.resolve("diskette/full.wasm"))))).length > 0);`);
+  const { stdout, stderr } = spawnSync("node", [path("user/core.mjs")], { encoding: "utf8" });
+  const lines = ["SourceError DISKETTE_IO true", "512 'disk.raw' is not an http(s) address: here Files, handles and addresses are opened, not paths", "true"];
+  assert.deepEqual([stdout.trimEnd().split("\n"), stderr], [lines, ""]);
+});
+
 test("publint and attw find nothing", () => {
-  for (const [program, args] of [["publint/src/cli.js", [tarball, "--strict"]], ["@arethetypeswrong/cli/dist/index.js", [tarball, "--profile", "node16"]]]) {
+  for (const [program, args] of [["publint/src/cli.js", [tarball, "--strict"]], ["@arethetypeswrong/cli/dist/index.js", [tarball, "--exclude-entrypoints", "diskette.wasm", "full.wasm"]]]) {
     const { status, stdout } = spawnSync("node", [`${PACKAGE}node_modules/${program}`, ...args], { encoding: "utf8" });
     assert.equal(status, 0, `${program}: ${stdout}`);
   }
