@@ -12,9 +12,14 @@ export function size(bytes: number): string {
   return `${Number(value.toPrecision(4))} ${UNITS[unit]}`;
 }
 
+/** A whole number in groups of three digits. The first number that `toLocaleString` writes takes 20 ms and more. */
+export function grouped(number: number): string {
+  return String(number).replace(/\B(?=(\d{3})+$)/g, ",");
+}
+
 /** `1,048,576 bytes`. */
 export function exactly(bytes: number): string {
-  return `${bytes.toLocaleString("en")} bytes`;
+  return `${grouped(bytes)} bytes`;
 }
 
 export function hex(number: number, digits = 0): string {

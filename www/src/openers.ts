@@ -1,6 +1,6 @@
 // The ways in which an image comes to the page: chosen, dropped, a folder, an address, the sample, or served by `diskette serve`.
 
-import { button, element, size } from "./format";
+import { button, element, grouped, size } from "./format";
 import { Files } from "./paths";
 import type { Given, Opening, Surveyed } from "./protocol";
 import { ask } from "./rpc";
@@ -101,17 +101,16 @@ export function stopLooking(): void {
 async function pick({ all, more }: Omit<Many, "folder">, host: Host): Promise<void> {
   stopLooking();
   const own = (looking = new AbortController());
-  const count = (number: number): string => number.toLocaleString("en");
   const list = $("choice");
   const stop = button("Stop looking", () => own.abort(), "second");
   list.replaceChildren(stop);
   list.hidden = false;
-  host.say(`Looking at ${count(all.length)} files…`);
+  host.say(`Looking at ${grouped(all.length)} files…`);
   const found: Surveyed[] = [];
   try {
     for (let at = 0; at < all.length; at += SURVEYED_AT_ONCE) {
       found.push(...(await ask("survey", { files: all.slice(at, at + SURVEYED_AT_ONCE) }, { signal: own.signal })));
-      if (looking === own) host.say(`Looked at ${count(Math.min(at + SURVEYED_AT_ONCE, all.length))} of ${count(all.length)} files.`, true);
+      if (looking === own) host.say(`Looked at ${grouped(Math.min(at + SURVEYED_AT_ONCE, all.length))} of ${grouped(all.length)} files.`, true);
     }
   } catch (error) {
     if (looking === own) list.hidden = true;
@@ -136,7 +135,7 @@ async function pick({ all, more }: Omit<Many, "folder">, host: Host): Promise<vo
     void host.open({ from: "files", files: [...chain], ordered: true, wish: {} });
   };
   if (tops.length === 1 && !stopped && !more) return begin(tops[0] as Surveyed);
-  const limits = `${stopped ? " It was stopped before all files were looked at." : ""}${more ? ` There are more than ${count(MAX_FOLDER_FILES)} files; those beyond were not looked at.` : ""}`;
+  const limits = `${stopped ? " It was stopped before all files were looked at." : ""}${more ? ` There are more than ${grouped(MAX_FOLDER_FILES)} files; those beyond were not looked at.` : ""}`;
   if (tops.length === 0) host.say(`None of the files ${stopped || more ? "that were looked at" : "here"} is an image of a known format.${limits} Choose one by itself to look at its bytes.`);
   else host.say(`Which image?${limits}`);
   const focused = list.contains(document.activeElement);

@@ -4,7 +4,7 @@ import type { CheckReport } from "diskette";
 
 import type { App, Current, View } from "../app";
 import { explain } from "../advice";
-import { button, element } from "../format";
+import { button, element, grouped } from "../format";
 import { ask } from "../rpc";
 import { named } from "./panel";
 
@@ -55,7 +55,7 @@ export function checkView(app: App): View {
 
   function show(report: CheckReport, clusterSize: number): void {
     const { corruptions, leaks, checkErrors, totalClusters, allocatedClusters, fragmentedClusters, compressedClusters } = report;
-    const count = (number: number, one: string, many: string): string => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+    const count = (number: number, one: string, many: string): string => `${grouped(number)} ${number === 1 ? one : many}`;
     const problems = [
       [corruptions, count(corruptions, "corruption", "corruptions")] as const,
       [leaks, count(leaks, "leaked cluster", "leaked clusters")] as const,
@@ -65,7 +65,7 @@ export function checkView(app: App): View {
     judge(problems[0]?.[1] ?? "no errors", problems.length === 0 ? "good" : corruptions > 0 ? "bad" : "warn");
     summary.textContent =
       problems.length === 0
-        ? `No errors. ${count(allocatedClusters, "cluster is", "clusters are")} allocated of ${totalClusters.toLocaleString("en")}, ${fragmentedClusters} fragmented, ${compressedClusters} compressed.`
+        ? `No errors. ${count(allocatedClusters, "cluster is", "clusters are")} allocated of ${grouped(totalClusters)}, ${fragmentedClusters} fragmented, ${compressedClusters} compressed.`
         : `${problems.map(([, text]) => text).join(", ")}.`;
     if (corruptions > 0) advice.textContent = "Data may be lost or mixed up. Copy the file first; then diskette check -r all may repair the copy.";
     else if (leaks > 0) advice.textContent = "Leaks waste space and do no other harm. A repair of leaks gives the space back.";
@@ -74,7 +74,7 @@ export function checkView(app: App): View {
     // The list scrolls, and may have nothing in it that takes the focus.
     if (report.findings.length > 0) findings.tabIndex = 0;
     const rest = corruptions + leaks + checkErrors - Math.min(MAX_FINDINGS, report.findings.length);
-    if (rest > 0) findings.append(element("li", { class: "quiet", text: `and ${rest.toLocaleString("en")} more` }));
+    if (rest > 0) findings.append(element("li", { class: "quiet", text: `and ${grouped(rest)} more` }));
     spots = report.findings.flatMap(({ kind, text }) => {
       const first = /(?<!size )\b0x[0-9a-f]+\b|\bcluster \d+\b/i.exec(text)?.[0];
       const place = first === undefined ? undefined : spotIn(first, clusterSize);

@@ -2,7 +2,7 @@
 
 import { type App, type Current, type View } from "../app";
 import { explain, refusesPassphrase } from "../advice";
-import { button, element, exactly, offset, percent, size } from "../format";
+import { button, element, exactly, grouped, offset, percent, size } from "../format";
 import { baseName } from "../paths";
 import { given } from "../openers";
 import type { Comparison, Opening } from "../protocol";
@@ -88,7 +88,7 @@ export function compareView(app: App): View {
     const own = shown.opened.info.virtualSize;
     const sizes = own === other ? "" : ` The disks are of different sizes: ${exactly(own)} and ${exactly(other)}; what only one has is compared with zeroes.`;
     const absent = missing.length > 0 ? ` ${missing.map((file) => file.name).join(", ")} is missing.` : "";
-    const places = `${count.toLocaleString("en")} ${count === 1 ? "place differs" : "places differ"}, ${size(differing)} in all (${percent(differing, Math.max(own, other))})`;
+    const places = `${grouped(count)} ${count === 1 ? "place differs" : "places differ"}, ${size(differing)} in all (${percent(differing, Math.max(own, other))})`;
     if (differing === 0) say.tell(`Every byte of the disk is alike in ${baseName(name)}.${sizes}${absent}`, "good");
     else say.tell(`${places}.${sizes}${absent}`);
   }

@@ -3,7 +3,7 @@
 import { type App, type Current, type Place, type View } from "../app";
 import type { Entry, Layout, Path, Volume } from "../contents";
 import { explain } from "../advice";
-import { button, element, exactly, hex, offset, size } from "../format";
+import { button, element, exactly, grouped, hex, offset, size } from "../format";
 import { baseName, decodePath, encodePath } from "../paths";
 import { ask } from "../rpc";
 import { askWhere, saveTo, tooLarge } from "../saving";
@@ -143,7 +143,7 @@ export function contentsView(app: App): View {
       listed += page.entries.length;
       entries.append(...page.entries.map(row));
       more.hidden = !page.more;
-      say.tell(listed === 0 ? "The directory is empty." : `${listed.toLocaleString("en")} entries${page.more ? " so far" : ""}.`);
+      say.tell(listed === 0 ? "The directory is empty." : `${grouped(listed)} entries${page.more ? " so far" : ""}.`);
     } catch (error) {
       if (own === turn) say.tell(explain(error));
     }

@@ -2,7 +2,7 @@
 
 import { type App, type Current, type View } from "../app";
 import { explain } from "../advice";
-import { button, element, exactly, hex, offset } from "../format";
+import { button, element, exactly, grouped, hex, offset } from "../format";
 import { baseName } from "../paths";
 import type { Change, Edit, Given, Opening, PlanInfo, Side } from "../protocol";
 import { ask } from "../rpc";
@@ -114,7 +114,7 @@ export function editView(app: App): View {
         rows.append(element("tr", {}, element("td", {}, go), bytes(before, more("before")), bytes(after, more("after"))));
       }
       const left = made.places - rows.childElementCount;
-      [rest.hidden, rest.textContent] = [left === 0, `Show more places (${left.toLocaleString("en")})`];
+      [rest.hidden, rest.textContent] = [left === 0, `Show more places (${grouped(left)})`];
     };
     const next = async (): Promise<void> => {
       rest.disabled = true;
@@ -155,7 +155,7 @@ export function editView(app: App): View {
     scroll.tabIndex = 0;
     preview.replaceChildren(
       element("h3", { text: `What changes in ${made.name}` }),
-      element("p", { text: `${exactly(made.bytes)} in ${made.places.toLocaleString("en")} ${made.places === 1 ? "place" : "places"}.${resized}` }),
+      element("p", { text: `${exactly(made.bytes)} in ${grouped(made.places)} ${made.places === 1 ? "place" : "places"}.${resized}` }),
       scroll,
       rest,
       element("div", { class: "bar" }, ...steps, button("Leave it", leave)),

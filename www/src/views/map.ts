@@ -2,7 +2,7 @@
 
 import { type App, type Current, type View } from "../app";
 import { explain } from "../advice";
-import { button, element, offset, percent, size, wholeNumber } from "../format";
+import { button, element, grouped, offset, percent, size, wholeNumber } from "../format";
 import { ask } from "../rpc";
 import { FileModel } from "../widgets/file-model";
 import { MapModel } from "../widgets/map-model";
@@ -43,7 +43,7 @@ export function mapView(app: App): View {
       disk.update(complete);
       if (linked?.space === "disk") disk.lookAt(Math.min(linked.at, model.end - 1));
       const stored = model.bytes[0] ?? 0;
-      facts.textContent = `${model.count.toLocaleString("en")} ${model.count === 1 ? "extent" : "extents"}; ${percent(stored, info.virtualSize)} of the disk (${size(stored)}) is stored as it is. Fragmentation: the order of the disk breaks off ${model.breaks.toLocaleString("en")} ${model.breaks === 1 ? "time" : "times"} in the file.`;
+      facts.textContent = `${grouped(model.count)} ${model.count === 1 ? "extent" : "extents"}; ${percent(stored, info.virtualSize)} of the disk (${size(stored)}) is stored as it is. Fragmentation: the order of the disk breaks off ${grouped(model.breaks)} ${model.breaks === 1 ? "time" : "times"} in the file.`;
     } catch (error) {
       if (app.current === shown) disk.fail(explain(error));
     }
@@ -87,7 +87,7 @@ export function mapView(app: App): View {
         bitmap = disk.marks = undefined;
         marked.replaceChildren();
       };
-      marked.replaceChildren(`Dots mark what the bitmap ${name} holds dirty: ${size(marks.bytes[0] ?? 0)} in ${marks.count.toLocaleString("en")} ranges. `, button("Take the dots away", clear, "link"));
+      marked.replaceChildren(`Dots mark what the bitmap ${name} holds dirty: ${size(marks.bytes[0] ?? 0)} in ${grouped(marks.count)} ranges. `, button("Take the dots away", clear, "link"));
     } catch (error) {
       if (app.current === shown) marked.replaceChildren(`The bitmap ${name} cannot be shown: ${explain(error)}`);
     }

@@ -4,7 +4,7 @@ import type { Part, Parts } from "diskette/inspector";
 
 import { type App, type Current, type View, fileOf, layerOf } from "../app";
 import { explain } from "../advice";
-import { button, element, exactly, offset, size, wholeNumber } from "../format";
+import { button, element, exactly, grouped, offset, size, wholeNumber } from "../format";
 import { baseName } from "../paths";
 import { ask } from "../rpc";
 import { HexView } from "../widgets/hex-view";
@@ -54,7 +54,7 @@ export function structureView(app: App): View {
     const list = element("dl", { class: "part" }, ...facts.map(([name, value]) => element("div", {}, element("dt", { text: name }), element("dd", {}, value))));
     const entry = element("input");
     entry.ariaLabel = "Number of an entry";
-    const jump = element("form", { class: "bar" }, element("label", { text: `Go to one of ${part.children.toLocaleString("en")}: ` }, entry), element("button", { text: "Go" }));
+    const jump = element("form", { class: "bar" }, element("label", { text: `Go to one of ${grouped(part.children)}: ` }, entry), element("button", { text: "Go" }));
     jump.onsubmit = (event) => {
       event.preventDefault();
       const index = wholeNumber(entry.value);
@@ -102,7 +102,7 @@ export function structureView(app: App): View {
     label({ name, value, problem, children }: Part, index: number): (Node | string)[] {
       const parts: (Node | string)[] = [element("span", { class: "name", text: name === "" ? String(index) : name })];
       if (value !== null) parts.push(element("span", { class: "value mono", text: value.length > 60 ? `${value.slice(0, 60)}…` : value }));
-      else if (children > 0) parts.push(element("span", { class: "value", text: children.toLocaleString("en") }));
+      else if (children > 0) parts.push(element("span", { class: "value", text: grouped(children) }));
       if (problem !== null) parts.push(element("span", { class: "bad", text: "✗ wrong" }));
       return parts;
     },

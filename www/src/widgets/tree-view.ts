@@ -1,6 +1,6 @@
 // <tree-view>: a tree of any size, of which only what is unfolded is loaded, a page at a time.
 
-import { element } from "../format";
+import { element, grouped } from "../format";
 
 /** Items loaded at once. */
 const PAGE = 64;
@@ -102,8 +102,8 @@ export class TreeView<Item = unknown> extends HTMLElement {
     if (before) branch.from = from;
     const end = branch.from + branch.below.length;
     const list: HTMLElement[] = branch.below.map(({ row }) => row);
-    if (branch.from > 0) list.unshift(this.#rest(`${branch.from.toLocaleString("en")} before`, () => this.#more(branch, Math.max(0, branch.from - PAGE), true)));
-    if (end < page.total) list.push(this.#rest(`${(page.total - end).toLocaleString("en")} more`, () => this.#more(branch, end, false)));
+    if (branch.from > 0) list.unshift(this.#rest(`${grouped(branch.from)} before`, () => this.#more(branch, Math.max(0, branch.from - PAGE), true)));
+    if (end < page.total) list.push(this.#rest(`${grouped(page.total - end)} more`, () => this.#more(branch, end, false)));
     const focused = branch.group.contains(document.activeElement);
     branch.group.replaceChildren(...list);
     // The row that was asked for more is gone; the first one that came takes the focus.
