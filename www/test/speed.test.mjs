@@ -61,6 +61,11 @@ test("1 TiB with 500,000 clusters: the first picture, long tasks, memory", async
     for (let times = 0; times < 6; times++) {
       await page.focus("#view-map .grid");
       await page.keyboard.press("+");
+      // It is drawn to the last cell, which is transparent as long as nothing is known of it.
+      await until(page, () => {
+        const { width, height } = document.querySelector("#disk-map .grid");
+        return document.querySelector("#disk-map .grid").getContext("2d").getImageData(width - 6, height - 6, 1, 1).data[3] === 255;
+      });
     }
     await view(page, "Data");
     await view(page, "Check");
@@ -76,9 +81,9 @@ test("1 TiB with 500,000 clusters: the first picture, long tasks, memory", async
     await page.close();
   }
   console.log(`# ${JSON.stringify(runs)}`);
-  // The aims are 1 s, 200 MB and 50 ms. A machine that is busy with something else takes up to twice as long, so only more
-  // than that, in the best of three, is a fault of the page.
+  // The aim is 1 s. A machine that is busy with something else takes up to twice as long, so only more than that, in the best
+  // of three, is a fault of the page. Tasks are measured by what they take of the processor.
   assert.ok(Math.min(...runs.map(({ first }) => first)) < 2000, "the first picture");
   assert.ok(Math.min(...runs.map(({ memory }) => memory)) < 200, "memory in MiB");
-  assert.ok(Math.min(...runs.map(({ long }) => long[0])) <= 100, "milliseconds of the processor in one task");
+  assert.ok(Math.min(...runs.map(({ long }) => long[0])) <= 50, "milliseconds of the processor in one task");
 });

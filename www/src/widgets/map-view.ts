@@ -17,7 +17,7 @@ export interface Picture {
   describe(at: number): string | undefined;
 }
 
-const NOTHING: Picture = { total: 0, end: 0, kinds: [], bytes: [], cells: (_, __, cells) => ({ kind: new Int8Array(cells).fill(-1), share: new Float32Array(cells) }), describe: () => undefined };
+const NOTHING: Picture = { total: 0, end: 0, kinds: [], bytes: [], cells: (_, __, cells) => ({ kind: new Int8Array(cells).fill(-1), share: new Float32Array(cells), done: true }), describe: () => undefined };
 
 const CELL = 9;
 const GAP = 1;
@@ -360,16 +360,19 @@ export class MapView extends HTMLElement {
     const strip = sized(this.#strip, width, STRIP_HEIGHT);
     const grid = sized(this.#grid, width, ROWS * CELL);
     if (!strip || !grid || this.#model.total === 0) return;
-    strip.drawImage(pixels(this.#model.cells(0, this.#model.total, width), width, 1, colors, empty), 0, 3, width, STRIP_HEIGHT - 6);
+    const whole = this.#model.cells(0, this.#model.total, width);
+    const part = this.#model.cells(this.#start, this.#span, this.#cells());
+    const marked = this.#marks?.cells(this.#start, this.#span, this.#cells());
+    if (!whole.done || !part.done || marked?.done === false) this.#redraw();
+    strip.drawImage(pixels(whole, width, 1, colors, empty), 0, 3, width, STRIP_HEIGHT - 6);
     strip.strokeStyle = ink;
     strip.lineWidth = 2;
     const shown = Math.max(4, (this.#span / this.#model.total) * width - 2);
     strip.strokeRect(Math.min(width - shown - 1, 1 + (this.#start / this.#model.total) * width), 1, shown, STRIP_HEIGHT - 2);
-    grid.drawImage(pixels(this.#model.cells(this.#start, this.#span, this.#cells()), columns, ROWS, colors, empty), 0, 0, width, ROWS * CELL);
+    grid.drawImage(pixels(part, columns, ROWS, colors, empty), 0, 0, width, ROWS * CELL);
     grid.fillStyle = panel;
     for (let column = 1; column <= columns; column++) grid.fillRect(column * CELL - GAP, 0, GAP, ROWS * CELL);
     for (let row = 1; row <= ROWS; row++) grid.fillRect(0, row * CELL - GAP, width, GAP);
-    const marked = this.#marks?.cells(this.#start, this.#span, this.#cells());
     grid.fillStyle = ink;
     for (let cell = 0; marked && cell < marked.kind.length; cell++) {
       if ((marked.kind[cell] as number) < 0) continue;

@@ -3,9 +3,12 @@
 export interface Cells {
   readonly kind: Int8Array;
   readonly share: Float32Array;
+  /** Whether all runs that are there are counted. */
+  readonly done: boolean;
 }
 
 interface Counted extends Cells {
+  done: boolean;
   start: number;
   span: number;
   /** Index of the first column of the run that is counted next, or -1. */
@@ -14,6 +17,8 @@ interface Counted extends Cells {
 
 /** Ranges that are counted at the same time: a picture shows the whole and a part. */
 const MAX_COUNTED = 3;
+/** Runs that are counted at a time, so that a frame is not late for them. */
+const MAX_AT_ONCE = 150_000;
 
 /** A run: its columns begin with start and length. */
 export abstract class Runs {
@@ -79,11 +84,12 @@ export abstract class Runs {
   /**
    * For each of `cells` equal parts of a range: its most telling kind, so that a small allocation in a large disk is seen,
    * and that kind's share of the cell. Kind -1 is not known yet. What was counted for a range is kept, and only what came
-   * since is added: pictures are drawn again and again while runs arrive.
+   * since is added: pictures are drawn again and again while runs arrive. Of many runs a part is counted, and the next with
+   * the next call.
    */
   cells(start: number, span: number, cells: number): Cells {
     const known = this.#counted.find((other) => other.start === start && other.span === span && other.kind.length === cells);
-    const counted = known ?? { start, span, next: -1, kind: new Int8Array(cells).fill(-1), share: new Float32Array(cells) };
+    const counted = known ?? { start, span, next: -1, done: true, kind: new Int8Array(cells).fill(-1), share: new Float32Array(cells) };
     if (!known) {
       this.#counted.unshift(counted);
       this.#counted.length = Math.min(this.#counted.length, MAX_COUNTED);
@@ -92,11 +98,16 @@ export abstract class Runs {
     // This loop sees each of a million runs, so it has everything at hand.
     const { kind, share } = counted;
     const { columns } = this;
-    const [width, end, perByte] = [this.#width, this.count * this.#width, cells / span];
+    const [width, all, perByte] = [this.#width, this.count * this.#width, cells / span];
     let at = counted.next < 0 ? this.indexAt(start) : counted.next;
+    const end = Math.min(all, at + MAX_AT_ONCE * width);
+    counted.done = end === all;
     for (; at < end; at += width) {
       const first = ((columns[at] as number) - start) * perByte;
-      if (first >= cells) break;
+      if (first >= cells) {
+        counted.done = true;
+        break;
+      }
       const from = first < 0 ? 0 : first;
       const last = first + (columns[at + 1] as number) * perByte;
       const to = last > cells ? cells : last;
