@@ -1,7 +1,7 @@
 // What runs in a worker: the package, called by messages.
 
 import { fromCore } from "./errors.js";
-import { hasThreads, packError } from "./worker.js";
+import { hasThreads, packError } from "./messages.js";
 
 const ready = hasThreads ? import("./full-node.js") : import("./full-web.js");
 

@@ -1,26 +1,12 @@
 // The same interface, run by a pool of workers: calls are messages, bytes are transferred.
 
-import { DisketteError, SourceError, UnsupportedError, closed, fromCore, textOf } from "./errors.js";
+import { SourceError, UnsupportedError, closed, textOf } from "./errors.js";
+import { hasThreads, packError, unpackError } from "./messages.js";
 
 const STREAM_CHUNK_BYTES = 1024 * 1024;
 
-/** What a worker sends of an error. */
-export function packError(error) {
-  if (!(error instanceof DisketteError)) return { name: String(error?.name ?? "Error"), message: textOf(error) };
-  const { kind, message, path, offset, operation } = error;
-  return { kind, message, path, offset, operation };
-}
-
-function unpackError(value) {
-  if (value.kind !== undefined) return fromCore(value);
-  return Object.assign(new Error(value.message), { name: value.name });
-}
-
 /** An address is handed over as text. */
 const postable = (input) => (input instanceof URL ? String(input) : input);
-
-/** Node.js and what does as it does, also where there are workers as in browsers. */
-export const hasThreads = typeof globalThis.process?.versions?.node === "string";
 
 /** Browsers say nothing when a worker ends, but the lock that it holds is free then. */
 function watch(life, gone) {

@@ -176,6 +176,21 @@ test("require() gives the same classes", async () => {
   assert.equal(required("../cjs/worker.cjs").Pool, Pool);
 });
 
+/** The names of what is there when it runs, by the declarations of an entry. */
+function declared(entry) {
+  const text = readFileSync(new URL(`../src/${entry}.d.ts`, import.meta.url), "utf8");
+  const own = [...text.matchAll(/^export (?:class|const|function) (\w+)/gm)].map(([, name]) => name);
+  const others = [...text.matchAll(/^export \{([^}]*)\}/gm)].flatMap(([, names]) => names.match(/\w+/g));
+  return [...new Set([...own, ...others])].sort();
+}
+
+test("every entry exports what it declares, and nothing else", async () => {
+  const entries = { index: ["node", "web"], full: ["full-node", "full-web"], disk: ["disk"], worker: ["worker"] };
+  for (const [entry, modules] of Object.entries(entries)) {
+    for (const module of modules) assert.deepEqual(Object.keys(await import(`../src/${module}.js`)).sort(), declared(entry), module);
+  }
+});
+
 /** Runs in every worker of a process before anything else: ends it when it is asked to read at a certain place. */
 const DEADLY = `
 import { isMainThread, parentPort } from "node:worker_threads";
