@@ -5,15 +5,41 @@ import { DisketteError, fromCore, textOf } from "./errors.js";
 /** Node.js and what does as it does, also where there are workers as in browsers. */
 export const hasThreads = typeof globalThis.process?.versions?.node === "string";
 
-/** What is sent of an error. */
-export function packError(error) {
-  if (!(error instanceof DisketteError)) return { name: String(error?.name ?? "Error"), message: textOf(error) };
-  const { kind, message, path, offset, operation } = error;
-  return { kind, message, path, offset, operation };
+/** Errors behind an error that are sent along. */
+const MOST_CAUSES = 8;
+
+/** What is sent of an error: what it says, and what the errors behind it say. */
+export function packError(error, before = []) {
+  const sent = error instanceof DisketteError ? ours(error) : { name: nameOf(error), message: textOf(error) };
+  const cause = causeOf(error);
+  const all = [...before, error];
+  if (cause === undefined || all.includes(cause) || all.length > MOST_CAUSES) return sent;
+  return { ...sent, cause: packError(cause, all) };
 }
 
 /** The error that was sent. */
-export function unpackError(value) {
-  if (value.kind !== undefined) return fromCore(value);
-  return Object.assign(new Error(value.message), { name: value.name });
+export function unpackError({ cause, name, ...value }) {
+  const behind = cause === undefined ? undefined : unpackError(cause);
+  if (value.kind !== undefined) return fromCore(value, behind);
+  const error = behind === undefined ? new Error(value.message) : new Error(value.message, { cause: behind });
+  return Object.assign(error, { name });
+}
+
+const ours = ({ kind, message, path, offset, operation }) => ({ kind, message, path, offset, operation });
+
+/** Anything may be thrown, also what throws when it is looked at. */
+function nameOf(thrown) {
+  try {
+    return String(thrown?.name ?? "Error");
+  } catch {
+    return "Error";
+  }
+}
+
+function causeOf(thrown) {
+  try {
+    return thrown?.cause;
+  } catch {
+    return undefined;
+  }
 }

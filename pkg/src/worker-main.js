@@ -1,7 +1,6 @@
 // What runs in a worker: the package, called by messages.
 
-import { fromCore } from "./errors.js";
-import { hasThreads, packError } from "./messages.js";
+import { hasThreads, packError, unpackError } from "./messages.js";
 
 const ready = hasThreads ? import("./full-node.js") : import("./full-web.js");
 
@@ -64,7 +63,7 @@ async function receive({ id, verb, args, abort, call, value, error }) {
   if (call !== undefined) {
     const waiting = calls.get(call);
     calls.delete(call);
-    return error ? waiting?.reject(error.kind ? fromCore(error) : new Error(error.message)) : waiting?.resolve(value);
+    return error ? waiting?.reject(unpackError(error)) : waiting?.resolve(value);
   }
   const stop = new AbortController();
   running.set(id, stop);

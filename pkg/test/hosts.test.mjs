@@ -11,6 +11,7 @@ import workerThreads from "node:worker_threads";
 
 import { ImageDisk } from "../src/disk.js";
 import { Memory, ReferenceDeniedError, convert, open as openFull } from "../src/full-node.js";
+import { packError, unpackError } from "../src/messages.js";
 import { open as openOnlyReading } from "../src/node.js";
 import { Pool, RangeTooLargeError, SourceError, UnsupportedError, create, open } from "../src/worker.js";
 import { path, pattern, qemuImg } from "./support.mjs";
@@ -115,6 +116,35 @@ test("what an image names is asked for on this side of the worker", async () => 
   await assert.rejects(open(path("top.qcow2"), { onOpen: () => { throw new Error("not today"); } }), /not today/);
   await assert.rejects(open({ size: 5, read() {} }), (error) => error instanceof UnsupportedError && /handed to a worker/.test(error.message));
   await assert.rejects(open(path("missing")), { kind: "not-found", code: "DISKETTE_NOT_FOUND" });
+});
+
+test("errors that cross from a worker and to it keep what is behind them", async () => {
+  const gone = (error) => error instanceof SourceError && error.cause instanceof Error && /^ENOENT/.test(error.cause.message);
+  await assert.rejects(open(path("missing")), gone);
+  const onOpen = () => {
+    throw new TypeError("not today", { cause: new SourceError({ kind: "busy", message: "it is in use", path: "plain" }, { cause: "a text" }) });
+  };
+  await assert.rejects(open(path("top.qcow2"), { onOpen }), ({ cause }) => {
+    assert.deepEqual([cause.name, cause.message], ["TypeError", "not today"]);
+    const { cause: behind } = cause;
+    assert.ok(behind instanceof SourceError);
+    assert.deepEqual([behind.kind, behind.message, behind.path, behind.cause.message], ["busy", "it is in use", "plain", "a text"]);
+    return true;
+  });
+});
+
+test("errors without end are sent as far as they are new", () => {
+  const loop = new Error("first");
+  loop.cause = new Error("second", { cause: loop });
+  const sent = unpackError(structuredClone(packError(loop)));
+  assert.deepEqual([sent.message, sent.cause.message, "cause" in sent.cause], ["first", "second", false]);
+  let deep = new Error("0");
+  for (let depth = 1; depth < 1000; depth++) deep = new Error(String(depth), { cause: deep });
+  let depth = 0;
+  for (let error = unpackError(packError(deep)); error.cause; error = error.cause) depth++;
+  assert.equal(depth, 8);
+  const odd = { get name() { throw new Error(); }, get message() { throw new Error(); }, get cause() { throw new Error(); } };
+  for (const thrown of [null, undefined, 5, Object.create(null), odd]) assert.ok(unpackError(packError(thrown)).message);
 });
 
 test("a pool spreads images, stops jobs, and a worker that dies says so", async () => {
