@@ -1,6 +1,7 @@
 // What both sides of a worker know: how errors cross, and where they are.
 
-import { DisketteError, fromCore, textOf } from "./errors.js";
+import * as classes from "./error-classes.js";
+import { DisketteError, textOf } from "./errors.js";
 
 /** Node.js and what does as it does, also where there are workers as in browsers. */
 export const hasThreads = typeof globalThis.process?.versions?.node === "string";
@@ -20,12 +21,17 @@ export function packError(error, before = []) {
 /** The error that was sent. */
 export function unpackError({ cause, name, ...value }) {
   const behind = cause === undefined ? undefined : unpackError(cause);
-  if (value.kind !== undefined) return fromCore(value, behind);
-  const error = behind === undefined ? new Error(value.message) : new Error(value.message, { cause: behind });
-  return Object.assign(error, { name });
+  const options = behind && { cause: behind };
+  if (value.class !== undefined) return new classes[value.class](value, options);
+  return Object.assign(new Error(value.message, options), { name });
 }
 
-const ours = ({ kind, message, path, offset, operation }) => ({ kind, message, path, offset, operation });
+/** Errors of one kind are of several classes; what a class is called where it is exported is the same on both sides. */
+function ours(error) {
+  const { kind, message, path, offset, operation } = error;
+  const known = Object.keys(classes).find((name) => error.constructor === classes[name]);
+  return { class: known ?? "DisketteError", kind, message, path, offset, operation };
+}
 
 /** Anything may be thrown, also what throws when it is looked at. */
 function nameOf(thrown) {

@@ -133,6 +133,18 @@ test("errors that cross from a worker and to it keep what is behind them", async
   });
 });
 
+test("an error is of the same class whether a worker is between or not", async () => {
+  const failures = [];
+  for (const opening of [openFull, open]) {
+    const image = await opening(path("plain.qcow2"), { writable: true });
+    for (const fail of [() => image.resize(5), () => image.check({ repair: "some" }), () => image.write(0, "text"), () => image.read(2 ** 40, 1)]) {
+      failures.push(await fail().catch((error) => [error.constructor, { ...error }]));
+    }
+    await image.close();
+  }
+  assert.deepEqual(failures.splice(4), failures);
+});
+
 test("errors without end are sent as far as they are new", () => {
   const loop = new Error("first");
   loop.cause = new Error("second", { cause: loop });
