@@ -1,5 +1,6 @@
 // An open image: what the callers of this package hold.
 
+import { abortable } from "./abortable.js";
 import { RangeTooLargeError, SourceError, UnsupportedError, checkedNumber, closed, isBuffer, isBytes, noBytes, typed } from "./errors.js";
 import { Pump } from "./pump.js";
 
@@ -126,14 +127,15 @@ export class Image {
   }
 
   /** Bytes of a file itself, not of the disk in it. */
-  async readFile(offset, length, { file = 0 } = {}) {
+  async readFile(offset, length, { file = 0, signal } = {}) {
     const { files } = this.#pump;
     if (files.length === 0) throw closed();
     const source = files[file];
     if (!source) throw new RangeTooLargeError({ kind: "too-large", message: `there is no file ${file}; ${files.length} are open` });
     const at = Math.min(checkedNumber(offset, "offset"), source.size);
     const wanted = Math.min(checkedNumber(length, "length"), source.size - at);
-    const bytes = await typed(() => source.read(at, wanted), source.name);
+    signal?.throwIfAborted();
+    const bytes = await abortable(typed(() => source.read(at, wanted), source.name), signal);
     if (isBytes(bytes)) return bytes;
     if (isBuffer(bytes)) return new Uint8Array(bytes);
     throw noBytes(source.name, at, bytes);

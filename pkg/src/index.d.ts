@@ -199,7 +199,7 @@ export class Image {
   /** Fills `into`; saves the allocation that `read` makes. After an error its contents are unspecified. */
   readInto<Bytes extends Uint8Array>(offset: Size, into: Bytes, options?: Abortable): Promise<Bytes>;
   /** Bytes of a file itself (an index in `files`), not of the disk in it; fewer at its end. */
-  readFile(offset: Size, length: Size, options?: { file?: number }): Promise<Uint8Array>;
+  readFile(offset: Size, length: Size, options?: Abortable & { file?: number }): Promise<Uint8Array>;
   stream(options?: RangeOptions): ReadableStream<Uint8Array>;
   /** Ends every job, with `ClosedError`, and closes what `open` opened. */
   close(): Promise<void>;
