@@ -1,7 +1,7 @@
 // An open image: what the callers of this package hold.
 
 import { abortable } from "./abortable.js";
-import { RangeTooLargeError, SourceError, UnsupportedError, checkedNumber, closed, isBuffer, isBytes, noBytes, typed } from "./errors.js";
+import { RangeTooLargeError, UnsupportedError, checkedNumber, checkedRange, closed, isBuffer, isBytes, noBytes, typed } from "./errors.js";
 import { Pump } from "./pump.js";
 
 /** Reads are cut at multiples of this, so that the core never holds more than a few pieces. */
@@ -81,7 +81,7 @@ export class Image {
 
   /** The map in pages, as numbers: see `MapPage` in the declarations. */
   async *mapPages({ offset = 0, length, signal } = {}) {
-    let [at, end] = this.#range(offset, length, "map");
+    let [at, end] = checkedRange(this.#size, offset, length, "map");
     while (at < end) {
       const page = await this.#pump.run((session) => session.map(at, end - at), signal);
       yield page;
@@ -107,7 +107,7 @@ export class Image {
   }
 
   async read(offset, length, { signal } = {}) {
-    const [at, end] = this.#range(offset, checkedNumber(length, "length"), "read");
+    const [at, end] = checkedRange(this.#size, offset, checkedNumber(length, "length"), "read");
     let bytes;
     try {
       bytes = new Uint8Array(end - at);
@@ -122,7 +122,7 @@ export class Image {
     if (!isBytes(into)) {
       throw new UnsupportedError({ kind: "unsupported", message: "readInto fills a Uint8Array and nothing else", operation: "read" });
     }
-    const [at] = this.#range(offset, into.length, "read");
+    const [at] = checkedRange(this.#size, offset, into.length, "read");
     return this.#fill(at, into, signal);
   }
 
@@ -142,7 +142,7 @@ export class Image {
   }
 
   stream({ offset = 0, length, signal } = {}) {
-    let [at, end] = this.#range(offset, length, "read");
+    let [at, end] = checkedRange(this.#size, offset, length, "read");
     const stop = new AbortController();
     const either = signal ? AbortSignal.any([signal, stop.signal]) : stop.signal;
     const ahead = [];
@@ -174,15 +174,6 @@ export class Image {
 
   async [Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose")]() {
     await this.close();
-  }
-
-  /** Start and end of a range, which has to lie within the disk. */
-  #range(offset, length, operation) {
-    const at = checkedNumber(offset, "offset");
-    const len = length === undefined ? Math.max(0, this.#size - at) : checkedNumber(length, "length");
-    if (at + len <= this.#size) return [at, at + len];
-    const message = `${len} bytes at offset ${at} reach beyond the end: the size of the disk is ${this.#size} bytes`;
-    throw new SourceError({ kind: "io", message, offset: at, operation });
   }
 
   /** Reads into `into`, piece by piece with several in flight. */

@@ -106,6 +106,50 @@ test("an image in a worker reads, maps, checks, changes and converts", async () 
   qemuImg("check", "-q", path("by-worker.qcow2"));
 });
 
+test("a signal stops what a worker is asked for, with its own reason", async () => {
+  qemuImg("create", "-q", "-f", "qcow2", path("stopped.qcow2"), "4M");
+  qemuImg("bitmap", "--add", path("stopped.qcow2"), "changes");
+  const image = await open(path("stopped.qcow2"), { writable: true });
+  const bytes = new Uint8Array([7]);
+  const verbs = {
+    write: [0, bytes], zero: [0, 512], discard: [0, 65536], flush: [], readBitmap: ["changes"], readFile: [0, 4],
+    read: [0, 1], readInto: [0, bytes.slice()], map: [], check: [],
+  };
+  for (const [verb, args] of Object.entries(verbs)) {
+    await image[verb](...args, { signal: AbortSignal.timeout(60_000) });
+    await assert.rejects(image[verb](...args, { signal: AbortSignal.abort(new Error("enough")) }), /enough/, verb);
+    // It may be done before the worker knows.
+    const stop = new AbortController();
+    const late = image[verb](...args, { signal: stop.signal });
+    stop.abort(new Error("enough"));
+    await late.catch((error) => assert.equal(error.message, "enough", verb));
+  }
+  // What is made in one go does not look at it.
+  await image.resize(8 << 20, { signal: AbortSignal.timeout(60_000) });
+  await image.snapshots.create("now", { signal: AbortSignal.timeout(60_000) });
+  await image.close();
+  qemuImg("check", "-q", path("stopped.qcow2"));
+});
+
+test("ranges of an image in a worker are checked as those of others are", async () => {
+  const image = await open(path("plain.qcow2"));
+  for (const bad of [-1, 1.5, NaN, "1", null, 2n ** 64n]) {
+    for (const range of [{ offset: bad }, { length: bad }]) {
+      await assert.rejects(image.mapPages(range).next(), RangeTooLargeError, String(bad));
+      assert.throws(() => image.stream(range), RangeTooLargeError, String(bad));
+    }
+  }
+  await assert.rejects(image.mapPages({ offset: source.length, length: 1 }).next(), SourceError);
+  assert.throws(() => image.stream({ offset: 1, length: source.length }), SourceError);
+  const parts = [];
+  for await (const part of image.stream({ offset: 5n, length: 1_500_000n })) parts.push(part);
+  assert.deepEqual(Buffer.concat(parts), source.subarray(5, 1_500_005));
+  let end;
+  for await (const page of image.mapPages({ offset: 65536n })) end = page.end;
+  assert.equal(end, source.length);
+  await image.close();
+});
+
 test("what an image names is asked for on this side of the worker", async () => {
   const asked = [];
   const image = await open(path("top.qcow2"), { onOpen: (reference) => (asked.push(reference.name), new URL(`file://${path(reference.name)}`)) });

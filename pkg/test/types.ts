@@ -58,6 +58,14 @@ export async function change(handle: FileSystemFileHandle, sync: WritableSyncHan
   await new ImageDisk(await open(bytes)).getCapacity();
   await using pool = new Pool({ size: 1 });
   await using remote = await pool.open(handle, { writable: true, onOpen: async () => handle });
+  for (const options of [{ signal: AbortSignal.timeout(1) }, undefined]) {
+    await remote.write(0, bytes, { compressed: true, ...options });
+    await remote.zero(0, 512, options);
+    await remote.discard(0, 512, options);
+    await remote.flush(options);
+    await remote.readFile(0, 512, options);
+    await remote.readBitmap("name", options);
+  }
   // @ts-expect-error a Blob never changes
   await openFull(new Blob(), { writable: true });
   // @ts-expect-error a new image has a size
