@@ -3,7 +3,7 @@
 import { closeSync, constants, fstatSync, fsyncSync, ftruncateSync, openSync, readFileSync, readSync, statSync, writeSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
-import { SourceError, kindOf } from "./errors.js";
+import { SourceError, UnsupportedError, kindOf, textOf } from "./errors.js";
 
 const EXACT = { bigint: true };
 
@@ -15,7 +15,7 @@ const inUse = new Map();
 
 /** Opens a path; with `write` for changing, with `create` making it if it is not there. */
 export function openPath(input, { write = false, create = false } = {}) {
-  const path = input instanceof URL || /^file:\/\//.test(input) ? fileURLToPath(input) : input;
+  const path = input instanceof URL || /^file:\/\//.test(input) ? pathOf(input, write) : input;
   let descriptor;
   try {
     // Without O_NONBLOCK opening a FIFO would wait for its writer.
@@ -39,6 +39,16 @@ export function openPath(input, { write = false, create = false } = {}) {
   } catch (cause) {
     if (descriptor !== undefined) closeSync(descriptor);
     throw new SourceError({ kind: kindOf(cause), message: `Could not open '${path}': ${cause.message}`, path }, { cause });
+  }
+}
+
+function pathOf(address, write) {
+  try {
+    return fileURLToPath(address);
+  } catch (cause) {
+    const instead = write ? "a path or the address of a file of this machine" : "a path, the address of a file of this machine, or an http(s) address";
+    const message = `'${address}' cannot be opened (${textOf(cause)}): give ${instead}`;
+    throw new UnsupportedError({ kind: "unsupported", message, path: String(address), operation: "open" }, { cause });
   }
 }
 

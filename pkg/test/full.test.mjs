@@ -309,6 +309,19 @@ test("what cannot be written is refused, and says what can", async () => {
   assert.equal(readFileSync(path("kept"), "utf8"), "what was here");
 });
 
+test("addresses of what is no file of this machine are refused as such, with what can be opened", async () => {
+  for (const address of [new URL("ftp://x/y"), new URL("data:,x"), "file:///%zz", "file://elsewhere/x", new URL("file:///a%2fb")]) {
+    const isRefused = (instead) => (error) =>
+      error instanceof UnsupportedError && error.kind === "unsupported" && error.cause instanceof Error && error.message.includes(`'${address}'`) && instead.test(error.message);
+    const image = await open(path("plain.qcow2"));
+    for (const reading of [open, openOnlyReading]) await assert.rejects(reading(address), isRefused(/give a path, .* http/));
+    for (const writing of [() => open(address, { writable: true }), () => create(address, { size: MIB }), () => convert(image, address)]) {
+      await assert.rejects(writing, isRefused(/give a path or the address of a file/));
+    }
+    await image.close();
+  }
+});
+
 test("options that do not go together leave a file as it is", async () => {
   inRaw("kept", "what was here");
   await assert.rejects(create(path("kept"), { size: MIB, clusterSize: 1000 }), /Cluster size/);
