@@ -2,6 +2,7 @@
 
 import { abortable } from "./abortable.js";
 import { RangeTooLargeError, UnsupportedError, checkedNumber, checkedRange, closed, isBuffer, isBytes, noBytes, typed } from "./errors.js";
+import { bounds } from "./options.js";
 import { Pump } from "./pump.js";
 
 /** Reads are cut at multiples of this, so that the core never holds more than a few pieces. */
@@ -12,8 +13,6 @@ const STREAM_CHUNKS_AHEAD = 4;
 /** Numbers per extent in a page of a map. */
 export const MAP_COLUMNS = 6;
 const MAX_EXTENTS = 4_000_000;
-/** In the order in which the core takes them. */
-const BUDGETS = ["metadataBytes", "chainDepth", "expandedBytes", "checkBytes"];
 
 /** An open image. */
 export class Image {
@@ -32,7 +31,7 @@ export class Image {
 
   /** Opens a source; `toSource` makes sources of what `onOpen` answers. */
   static async open(Session, source, options, toSource) {
-    const { format, onOpen, signal, budgets = {} } = options;
+    const { format, onOpen, signal, budgets } = options;
     const openReference = async (reference, writable) => {
       const answer = await onOpen(reference);
       return answer === null || answer === undefined || answer === false ? undefined : toSource(answer, writable);
@@ -45,7 +44,7 @@ export class Image {
         throw new UnsupportedError({ kind: "unsupported", message: `the format '${String(format)}' is not known here`, path: name });
       }
       top.size = checkedNumber(source.size, `the size of '${name}'`);
-      pump.call((session) => session.setBudgets(...BUDGETS.map((budget) => bound(budgets, budget))));
+      pump.call((session) => session.setBudgets(...bounds(budgets)));
       await pump.run((session) => this.begin(session, name, top.size, options), signal);
       return new this(pump, options);
     } catch (error) {
@@ -200,11 +199,6 @@ export class Image {
     if (into.length === 0) signal?.throwIfAborted();
     return into;
   }
-}
-
-/** A bound on what an image may cost; -1 stands for the usual one. */
-function bound(budgets, name) {
-  return budgets[name] === undefined ? -1 : checkedNumber(budgets[name], `budgets.${name}`);
 }
 
 function* decode({ columns, files }) {

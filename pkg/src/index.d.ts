@@ -59,7 +59,7 @@ export interface OpenOptions {
   onOpen?(reference: Reference): Input | null | undefined | Promise<Input | null | undefined>;
   /** Shows the disk as it was at an internal snapshot: its identifier, or else its name. Only for reading. */
   snapshot?: string;
-  /** What the image may cost; more is a `RangeTooLargeError` of kind `over-budget`. */
+  /** What the image may cost; more is a `RangeTooLargeError` of kind `over-budget`. Other names than those are refused. */
   budgets?: Budgets;
   signal?: AbortSignal;
   /** For http(s) addresses. */

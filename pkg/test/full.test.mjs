@@ -422,6 +422,18 @@ test("budgets bound what an image may cost", async () => {
   qemuIo("deep", "write 0 1");
 });
 
+test("budgets that bound nothing are refused, before anything is made", async () => {
+  inRaw("kept", "what was here");
+  for (const budgets of [{ metadata: 5 }, { chainDepth: 5, memory: 1 }, null, 5, "x", [1]]) {
+    const isRefused = (error) => error instanceof UnsupportedError && error.kind === "invalid" && /metadataBytes, chainDepth, expandedBytes, checkBytes/.test(error.message);
+    for (const entry of [open, openOnlyReading]) await assert.rejects(entry(path("plain.qcow2"), { budgets }), isRefused, String(budgets));
+    await assert.rejects(create(path("kept"), { size: MIB, budgets }), isRefused, String(budgets));
+  }
+  await assert.rejects(create(path("kept"), { size: MIB, budgets: { chainDepth: -1 } }), RangeTooLargeError);
+  assert.equal(readFileSync(path("kept"), "utf8"), "what was here");
+  for (const budgets of [undefined, {}, { chainDepth: undefined }]) await (await open(path("plain.qcow2"), { budgets })).close();
+});
+
 test("the data file of an image is written, when onOpen gives one that can be", async () => {
   qemuImg("convert", "-O", "qcow2", "-o", `data_file=${path("data.raw")}`, path("source.raw"), path("external"));
   const image = await open(path("external"), { writable: true, onOpen: ({ name }) => name });
