@@ -187,6 +187,7 @@ export class Image extends ReadableImage {
   /**
    * Names another file that shows where this image has nothing, or with `null` none, as it is to be named in the image. What
    * is stored stays, so it is for the caller to know that the disk still reads alike. Counts when the image is opened again.
+   * A format that `open` does not know is refused, also where QEMU knows it: the image could not be opened with it here.
    */
   setBacking(name: string | null, format?: string | null): Promise<void>;
   /**

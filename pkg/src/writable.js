@@ -49,6 +49,10 @@ export class WritableImage extends Image {
   /** Names another file that shows where this image has nothing, or with `null` none. What is stored stays. */
   async setBacking(name, format = null) {
     const file = name === null ? undefined : text(name, "a backing file", "set-backing");
+    const isKnown = (format) => typeof format === "string" && this.#pump.call((session) => session.knows(format));
+    if (format !== null && !isKnown(format)) {
+      throw new UnsupportedError({ kind: "unsupported", message: `the format '${String(format)}' is not known here`, operation: "set-backing" });
+    }
     await this.#change((session) => session.setBacking(file, format ?? undefined));
   }
 

@@ -211,6 +211,10 @@ test("the backing file is another one, or none, and need not be there for that",
   clean("top");
   const image = await open(path("top"), { writable: true });
   for (const wrong of ["", undefined, 5]) await assert.rejects(image.setBacking(wrong), { kind: "invalid" });
+  for (const format of ["nope", "vmdk", "", 5, {}]) {
+    await assert.rejects(image.setBacking("other", format), (error) => error instanceof UnsupportedError && error.kind === "unsupported" && error.operation === "set-backing");
+  }
+  assert.equal(image.info().backingFile, null);
   await image.close();
   const reading = await open(path("top"));
   await assert.rejects(reading.setBacking(null), ReadOnlyError);
