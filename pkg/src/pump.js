@@ -148,7 +148,9 @@ export class Pump {
   /** An error of the core with the source's failure behind it as its cause. */
   #explained(error) {
     const cause = this.#causes.findLast(({ text }) => typeof error?.message === "string" && error.message.includes(text));
-    return fromCore(error, cause?.error);
+    // No job goes on once the image is closed here. What the core took for closed meanwhile it found to be corrupt.
+    const value = error?.kind === "closed" ? { ...error, kind: "corrupt" } : error;
+    return fromCore(value, cause?.error);
   }
 
   #answer(request) {
