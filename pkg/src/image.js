@@ -13,6 +13,8 @@ const STREAM_CHUNKS_AHEAD = 4;
 /** Numbers per extent in a page of a map. */
 export const MAP_COLUMNS = 6;
 const MAX_EXTENTS = 4_000_000;
+/** `LUKS`, 0xba, 0xbe: what every version of it begins with (LUKS On-Disk Format Specification). */
+const LUKS_MAGIC = [0x4c, 0x55, 0x4b, 0x53, 0xba, 0xbe];
 
 /** An open image. */
 export class Image {
@@ -37,7 +39,7 @@ export class Image {
       return answer === null || answer === undefined || answer === false ? undefined : toSource(answer, writable);
     };
     const name = String(source.name);
-    const top = { ...source, name };
+    const top = { ...source, name, probed: format === undefined };
     const pump = new Pump(new Session(), top, openReference);
     try {
       if (format !== undefined && !pump.call((session) => typeof format === "string" && session.knows(format))) {
@@ -46,6 +48,7 @@ export class Image {
       top.size = checkedNumber(source.size, `the size of '${name}'`);
       pump.call((session) => session.setBudgets(...bounds(budgets)));
       await pump.run((session) => this.begin(session, name, top.size, options), signal);
+      if (!pump.call((session) => session.knows("luks"))) refuseLuks(pump.files);
       return new this(pump, options);
     } catch (error) {
       // A target that only shows what was written once it is closed stays as it was.
@@ -199,6 +202,18 @@ export class Image {
     if (into.length === 0) signal?.throwIfAborted();
     return into;
   }
+}
+
+/** Where nothing is decrypted, what is encrypted is taken for raw only when that was said. */
+function refuseLuks([top, ...others]) {
+  const isLuks = ({ probed, head }) => probed && LUKS_MAGIC.every((byte, at) => head?.[at] === byte);
+  const refuse = (message, path) => {
+    throw new UnsupportedError({ kind: "unsupported", message, path, operation: "open" });
+  };
+  const what = "the data is encrypted (LUKS), and no key is used by this entry";
+  if (isLuks(top)) refuse(`${what}: import diskette/full and give its passphrase, or format: "raw" to see the encrypted bytes`, top.name);
+  const other = others.find(isLuks);
+  if (other) refuse(`'${other.name}' cannot be read: ${what}`, other.name);
 }
 
 function* decode({ columns, files }) {

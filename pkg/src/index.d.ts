@@ -53,7 +53,10 @@ export interface Budgets {
 }
 
 export interface OpenOptions {
-  /** The format, if it is not to be recognised from the contents. */
+  /**
+   * The format, if it is not to be recognised from the contents. What is encrypted with LUKS is refused by the entry that only
+   * reads, unless it is said to be `raw`.
+   */
   format?: string;
   /** Opens the files that the image names; null refuses. Without it nothing is opened, and reads that need it fail. */
   onOpen?(reference: Reference): Input | null | undefined | Promise<Input | null | undefined>;

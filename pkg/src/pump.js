@@ -7,6 +7,8 @@ import { isTired, rest } from "./rest.js";
 const FIRST_FILE = 1;
 /** Zeroes are written this many at a time. */
 const ZEROES = 1024 * 1024;
+/** Of what is read of the start of a file, so much is kept as its `head`. */
+const HEAD_BYTES = 8;
 /** Failures of sources that are remembered to explain the errors of the core. */
 const MAX_CAUSES = 16;
 
@@ -211,10 +213,11 @@ export class Pump {
       this.#grow(this.#sources.get(request.file), request);
       this.#session.completeDone(request.id);
     } else {
-      const { name } = this.#sources.get(request.file);
+      const source = this.#sources.get(request.file);
       const bytes = isBuffer(value) ? new Uint8Array(value) : value;
-      if (!isBytes(bytes)) return this.#fail(request, noBytes(name, request.at, value));
-      if (bytes.length !== request.length) return this.#fail(request, shortRead(name, request.at, request.length, bytes.length));
+      if (!isBytes(bytes)) return this.#fail(request, noBytes(source.name, request.at, value));
+      if (bytes.length !== request.length) return this.#fail(request, shortRead(source.name, request.at, request.length, bytes.length));
+      if (request.at === 0) source.head ??= bytes.slice(0, HEAD_BYTES);
       this.#session.completeRead(request.id, bytes);
     }
     this.#turn();
@@ -239,7 +242,7 @@ export class Pump {
     if (!source) throw Object.assign(new Error(`'${name}' (${role}) was not opened: onOpen did not allow it`), { kind: "denied" });
     const size = checkedNumber(source.size, `the size of '${name}'`);
     // A path or address says more than the image's spelling, which may be relative; a File says less.
-    return { ...source, name: source.located ? source.name : name, size };
+    return { ...source, name: source.located ? source.name : name, size, probed: format === null };
   }
 }
 
