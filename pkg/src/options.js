@@ -63,3 +63,22 @@ export function createOptions(options) {
   }
   return pairs;
 }
+
+/** What QEMU's messages call the options of a new image, some of them in two ways, and what they are called here. */
+const OUR_NAMES = {
+  ...Object.fromEntries(Object.entries(CREATE_OPTIONS).map(([ours, theirs]) => [theirs, ours])),
+  "backing-fmt": "backingFormat",
+  "compression-type": "compressionType",
+  "encrypt.key-secret": "passphrase",
+  "iter-time": "iterationMilliseconds",
+  "key-secret": "passphrase",
+  "Parameter 'version'": "Parameter 'compat'",
+  "version=v3 or greater": 'compat: "1.1"',
+};
+/** Whole words, and no parts of paths. */
+const THEIR_NAMES = new RegExp(`(?<![\\w./-])(?:${Object.keys(OUR_NAMES).join("|").replaceAll(".", "\\.")})(?![\\w/-]|\\.\\w)`, "g");
+
+/** What the core says of the options of a new image, by our names. */
+export function ourNames(message) {
+  return message.replaceAll(THEIR_NAMES, (name) => OUR_NAMES[name]);
+}

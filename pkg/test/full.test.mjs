@@ -9,6 +9,7 @@ import { Readable } from "node:stream";
 
 import { open as openOnlyReading } from "../src/node.js";
 import { ClosedError, DisketteError, Memory, RangeTooLargeError, ReadOnlyError, ReferenceDeniedError, UnsupportedError, convert, create, fromStream, open } from "../src/full-node.js";
+import { ourNames } from "../src/options.js";
 import { CORPUS, assertFindings, findings, makeCorpus } from "./corpus.mjs";
 import { path, pattern, qemuImg, qemuIo } from "./support.mjs";
 import { pickedHandle, syncHandle } from "./targets.mjs";
@@ -52,6 +53,23 @@ test("options that make no image are refused as such", async () => {
   for (const options of [{ clusterSize: 3 }, { format: "luks" }, { refcountBits: 7 }]) {
     await assert.rejects(create(new Memory(), { size: MIB, ...options }), (error) => error instanceof UnsupportedError && error.kind === "invalid" && error.code === "DISKETTE_INVALID" && error.operation === "create", JSON.stringify(options));
   }
+});
+
+test("what QEMU calls options is called as it is here", async () => {
+  const onOpen = () => new Uint8Array(512);
+  const cases = [
+    [{ clusterSize: "x" }, "clusterSize"], [{ encryption: "luks" }, "passphrase"], [{ format: "luks", passphrase: "x", iterationMilliseconds: 0 }, "iterationMilliseconds"],
+    [{ encryption: "luks", passphrase: "x", iterationMilliseconds: 0 }, "iterationMilliseconds"], [{ encryption: "rot13", passphrase: "x" }, "encryption"],
+    [{ compat: "7" }, "compat"], [{ compressionType: "lz" }, "compressionType"], [{ extendedL2: "x" }, "extendedL2"], [{ lazyRefcounts: "x" }, "lazyRefcounts"],
+    [{ refcountBits: "x" }, "refcountBits"], [{ compat: "0.10", lazyRefcounts: true }, 'compat: "1.1"'], [{ preallocation: "x" }, "preallocation"],
+    [{ backingFile: "a", backingFormat: "nope", onOpen }, "backingFormat"], [{ backingFile: "a", backingFormat: "raw", preallocation: "full", onOpen }, "extendedL2"],
+  ];
+  for (const [options, name] of cases) {
+    const { message } = await create(new Memory(), { size: MIB, ...options }).catch((error) => error);
+    assert.ok(ourNames(message).includes(name), ourNames(message));
+    assert.doesNotMatch(ourNames(message), /\w_\w|\w-(?:secret|fmt|type|time)|version=/);
+  }
+  assert.equal(ourNames("'cluster_size' is in /a/cluster_size, cluster_size.raw, my-cluster_size. Not in cluster_size."), "'clusterSize' is in /a/cluster_size, cluster_size.raw, my-cluster_size. Not in clusterSize.");
 });
 
 test("a stream of Node.js is refused with what to do", async () => {
