@@ -41,6 +41,8 @@ export function converters(create) {
     const total = checkedNumber(options.size, "size");
     const reader = readable.getReader();
     const made = await create(target, { ...options, format, size: total }).catch((error) => {
+      // A stream that is not wanted any more ends; one that nothing was taken of can be used otherwise.
+      if (signal?.aborted) reader.cancel(error).catch(() => {});
       reader.releaseLock();
       throw error;
     });

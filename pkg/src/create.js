@@ -1,7 +1,7 @@
 // Making new images.
 
 import { CorruptImageError, UnsupportedError, checkedNumber } from "./errors.js";
-import { createOptions } from "./options.js";
+import { createOptions, ourNames } from "./options.js";
 import { Pump } from "./pump.js";
 
 /** Makes an image in a target, whatever that held before. */
@@ -39,7 +39,7 @@ export async function createImage(Session, target, options) {
     if (!target.abort) await target.close?.();
     // There is no image yet that could be corrupt: it is the options that make none.
     if (!(error instanceof CorruptImageError)) throw error;
-    throw new UnsupportedError({ ...error, message: error.message, operation: "create" }, { cause: error.cause });
+    throw new UnsupportedError({ ...error, message: ourNames(error.message), operation: "create" }, { cause: error.cause });
   } finally {
     pump.detach();
   }

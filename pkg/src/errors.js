@@ -73,6 +73,15 @@ export function checkedNumber(value, what) {
   return Number(value);
 }
 
+/** Start and end of a range, which has to lie within a disk of `size` bytes; without a length it goes up to its end. */
+export function checkedRange(size, offset, length, operation) {
+  const at = checkedNumber(offset, "offset");
+  const count = length === undefined ? Math.max(0, size - at) : checkedNumber(length, "length");
+  if (at + count <= size) return [at, at + count];
+  const message = `${count} bytes at offset ${at} reach beyond the end: the size of the disk is ${size} bytes`;
+  throw new SourceError({ kind: "io", message, offset: at, operation });
+}
+
 /** The error for an image that was closed. */
 export function closed() {
   return new ClosedError({ kind: "closed", message: "the image was closed" });

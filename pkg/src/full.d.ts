@@ -166,7 +166,9 @@ export interface Snapshots {
 
 /**
  * An open image. A change that was begun runs to its end, and what is asked for once it is done sees it; changes that overlap
- * and are not awaited are made in any order. A `signal` is looked at between pieces. After a change that failed the range it was about holds the old bytes or the new ones.
+ * and are not awaited are made in any order. A `signal` is looked at before each piece of a change: 4 MiB that are written, or
+ * 1 GiB that is zeroed or discarded. After a change that failed or was stopped the range it was about holds the old bytes or
+ * the new ones.
  */
 export class Image extends ReadableImage {
   private constructor();
@@ -175,16 +177,17 @@ export class Image extends ReadableImage {
   /** Writes bytes within the disk. `compressed` stores whole clusters compressed and needs them to be whole. */
   write(offset: Size, bytes: Uint8Array, options?: Abortable & { compressed?: boolean }): Promise<void>;
   /** Makes a range read as zeroes; its space is given back unless `unmap` is false. */
-  zero(offset: Size, length: Size, options?: { unmap?: boolean }): Promise<void>;
+  zero(offset: Size, length: Size, options?: Abortable & { unmap?: boolean }): Promise<void>;
   /** Says that a range is not needed any more. What it reads as then is up to the format. */
-  discard(offset: Size, length: Size): Promise<void>;
-  /** Everything written before is on stable storage when this is done. */
-  flush(): Promise<void>;
+  discard(offset: Size, length: Size, options?: Abortable): Promise<void>;
+  /** Everything written before is on stable storage when this is done. A `signal` ends only the wait for that. */
+  flush(options?: Abortable): Promise<void>;
   /** Changes the size of the disk; `shrink` allows it to lose its end. */
   resize(size: Size, options?: { shrink?: boolean }): Promise<void>;
   /**
    * Names another file that shows where this image has nothing, or with `null` none, as it is to be named in the image. What
    * is stored stays, so it is for the caller to know that the disk still reads alike. Counts when the image is opened again.
+   * A format that `open` does not know is refused, also where QEMU knows it: the image could not be opened with it here.
    */
   setBacking(name: string | null, format?: string | null): Promise<void>;
   /**

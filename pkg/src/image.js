@@ -1,6 +1,8 @@
 // An open image: what the callers of this package hold.
 
-import { RangeTooLargeError, SourceError, UnsupportedError, checkedNumber, closed, isBuffer, isBytes, noBytes, typed } from "./errors.js";
+import { abortable } from "./abortable.js";
+import { RangeTooLargeError, UnsupportedError, checkedNumber, checkedRange, closed, isBuffer, isBytes, noBytes, typed } from "./errors.js";
+import { bounds } from "./options.js";
 import { Pump } from "./pump.js";
 
 /** Reads are cut at multiples of this, so that the core never holds more than a few pieces. */
@@ -11,8 +13,8 @@ const STREAM_CHUNKS_AHEAD = 4;
 /** Numbers per extent in a page of a map. */
 export const MAP_COLUMNS = 6;
 const MAX_EXTENTS = 4_000_000;
-/** In the order in which the core takes them. */
-const BUDGETS = ["metadataBytes", "chainDepth", "expandedBytes", "checkBytes"];
+/** `LUKS`, 0xba, 0xbe: what every version of it begins with (LUKS On-Disk Format Specification). */
+const LUKS_MAGIC = [0x4c, 0x55, 0x4b, 0x53, 0xba, 0xbe];
 
 /** An open image. */
 export class Image {
@@ -31,21 +33,22 @@ export class Image {
 
   /** Opens a source; `toSource` makes sources of what `onOpen` answers. */
   static async open(Session, source, options, toSource) {
-    const { format, onOpen, signal, budgets = {} } = options;
+    const { format, onOpen, signal, budgets } = options;
     const openReference = async (reference, writable) => {
       const answer = await onOpen(reference);
       return answer === null || answer === undefined || answer === false ? undefined : toSource(answer, writable);
     };
     const name = String(source.name);
-    const top = { ...source, name };
+    const top = { ...source, name, probed: format === undefined };
     const pump = new Pump(new Session(), top, openReference);
     try {
       if (format !== undefined && !pump.call((session) => typeof format === "string" && session.knows(format))) {
         throw new UnsupportedError({ kind: "unsupported", message: `the format '${String(format)}' is not known here`, path: name });
       }
       top.size = checkedNumber(source.size, `the size of '${name}'`);
-      pump.call((session) => session.setBudgets(...BUDGETS.map((budget) => bound(budgets, budget))));
+      pump.call((session) => session.setBudgets(...bounds(budgets)));
       await pump.run((session) => this.begin(session, name, top.size, options), signal);
+      if (!pump.call((session) => session.knows("luks"))) refuseLuks(pump.files);
       return new this(pump, options);
     } catch (error) {
       // A target that only shows what was written once it is closed stays as it was.
@@ -80,7 +83,7 @@ export class Image {
 
   /** The map in pages, as numbers: see `MapPage` in the declarations. */
   async *mapPages({ offset = 0, length, signal } = {}) {
-    let [at, end] = this.#range(offset, length, "map");
+    let [at, end] = checkedRange(this.#size, offset, length, "map");
     while (at < end) {
       const page = await this.#pump.run((session) => session.map(at, end - at), signal);
       yield page;
@@ -106,7 +109,7 @@ export class Image {
   }
 
   async read(offset, length, { signal } = {}) {
-    const [at, end] = this.#range(offset, checkedNumber(length, "length"), "read");
+    const [at, end] = checkedRange(this.#size, offset, checkedNumber(length, "length"), "read");
     let bytes;
     try {
       bytes = new Uint8Array(end - at);
@@ -121,26 +124,27 @@ export class Image {
     if (!isBytes(into)) {
       throw new UnsupportedError({ kind: "unsupported", message: "readInto fills a Uint8Array and nothing else", operation: "read" });
     }
-    const [at] = this.#range(offset, into.length, "read");
+    const [at] = checkedRange(this.#size, offset, into.length, "read");
     return this.#fill(at, into, signal);
   }
 
   /** Bytes of a file itself, not of the disk in it. */
-  async readFile(offset, length, { file = 0 } = {}) {
+  async readFile(offset, length, { file = 0, signal } = {}) {
     const { files } = this.#pump;
     if (files.length === 0) throw closed();
     const source = files[file];
     if (!source) throw new RangeTooLargeError({ kind: "too-large", message: `there is no file ${file}; ${files.length} are open` });
     const at = Math.min(checkedNumber(offset, "offset"), source.size);
     const wanted = Math.min(checkedNumber(length, "length"), source.size - at);
-    const bytes = await typed(() => source.read(at, wanted), source.name);
+    signal?.throwIfAborted();
+    const bytes = await abortable(typed(() => source.read(at, wanted), source.name), signal);
     if (isBytes(bytes)) return bytes;
     if (isBuffer(bytes)) return new Uint8Array(bytes);
     throw noBytes(source.name, at, bytes);
   }
 
   stream({ offset = 0, length, signal } = {}) {
-    let [at, end] = this.#range(offset, length, "read");
+    let [at, end] = checkedRange(this.#size, offset, length, "read");
     const stop = new AbortController();
     const either = signal ? AbortSignal.any([signal, stop.signal]) : stop.signal;
     const ahead = [];
@@ -174,15 +178,6 @@ export class Image {
     await this.close();
   }
 
-  /** Start and end of a range, which has to lie within the disk. */
-  #range(offset, length, operation) {
-    const at = checkedNumber(offset, "offset");
-    const len = length === undefined ? Math.max(0, this.#size - at) : checkedNumber(length, "length");
-    if (at + len <= this.#size) return [at, at + len];
-    const message = `${len} bytes at offset ${at} reach beyond the end: the size of the disk is ${this.#size} bytes`;
-    throw new SourceError({ kind: "io", message, offset: at, operation });
-  }
-
   /** Reads into `into`, piece by piece with several in flight. */
   async #fill(at, into, signal) {
     const end = at + into.length;
@@ -209,9 +204,16 @@ export class Image {
   }
 }
 
-/** A bound on what an image may cost; -1 stands for the usual one. */
-function bound(budgets, name) {
-  return budgets[name] === undefined ? -1 : checkedNumber(budgets[name], `budgets.${name}`);
+/** Where nothing is decrypted, what is encrypted is taken for raw only when that was said. */
+function refuseLuks([top, ...others]) {
+  const isLuks = ({ probed, head }) => probed && LUKS_MAGIC.every((byte, at) => head?.[at] === byte);
+  const refuse = (message, path) => {
+    throw new UnsupportedError({ kind: "unsupported", message, path, operation: "open" });
+  };
+  const what = "the data is encrypted (LUKS), and no key is used by this entry";
+  if (isLuks(top)) refuse(`${what}: import diskette/full and give its passphrase, or format: "raw" to see the encrypted bytes`, top.name);
+  const other = others.find(isLuks);
+  if (other) refuse(`'${other.name}' cannot be read: ${what}`, other.name);
 }
 
 function* decode({ columns, files }) {

@@ -53,13 +53,16 @@ export interface Budgets {
 }
 
 export interface OpenOptions {
-  /** The format, if it is not to be recognised from the contents. */
+  /**
+   * The format, if it is not to be recognised from the contents. What is encrypted with LUKS is refused by the entry that only
+   * reads, unless it is said to be `raw`.
+   */
   format?: string;
   /** Opens the files that the image names; null refuses. Without it nothing is opened, and reads that need it fail. */
   onOpen?(reference: Reference): Input | null | undefined | Promise<Input | null | undefined>;
   /** Shows the disk as it was at an internal snapshot: its identifier, or else its name. Only for reading. */
   snapshot?: string;
-  /** What the image may cost; more is a `RangeTooLargeError` of kind `over-budget`. */
+  /** What the image may cost; more is a `RangeTooLargeError` of kind `over-budget`. Other names than those are refused. */
   budgets?: Budgets;
   signal?: AbortSignal;
   /** For http(s) addresses. */
@@ -199,7 +202,7 @@ export class Image {
   /** Fills `into`; saves the allocation that `read` makes. After an error its contents are unspecified. */
   readInto<Bytes extends Uint8Array>(offset: Size, into: Bytes, options?: Abortable): Promise<Bytes>;
   /** Bytes of a file itself (an index in `files`), not of the disk in it; fewer at its end. */
-  readFile(offset: Size, length: Size, options?: { file?: number }): Promise<Uint8Array>;
+  readFile(offset: Size, length: Size, options?: Abortable & { file?: number }): Promise<Uint8Array>;
   stream(options?: RangeOptions): ReadableStream<Uint8Array>;
   /** Ends every job, with `ClosedError`, and closes what `open` opened. */
   close(): Promise<void>;

@@ -17,6 +17,20 @@ export function noPaths(path) {
   throw new UnsupportedError({ kind: "unsupported", message, path: String(path) });
 }
 
+/** In the order in which the core takes them. */
+const BUDGETS = ["metadataBytes", "chainDepth", "expandedBytes", "checkBytes"];
+
+/** Bounds on what an image may cost; -1 stands for the usual one. One that is not known would bound nothing. */
+export function bounds(budgets = {}) {
+  const refuse = (what) => {
+    throw new UnsupportedError({ kind: "invalid", message: `${what}; there are ${BUDGETS.join(", ")}`, operation: "open" });
+  };
+  if (budgets === null || typeof budgets !== "object") refuse(`budgets are an object, not ${String(budgets)}`);
+  const unknown = Object.keys(budgets).find((name) => !BUDGETS.includes(name));
+  if (unknown !== undefined) refuse(`there is no budget '${unknown}'`);
+  return BUDGETS.map((name) => (budgets[name] === undefined ? -1 : checkedNumber(budgets[name], `budgets.${name}`)));
+}
+
 /** What a new image may be told, by our names and QEMU's. */
 const CREATE_OPTIONS = {
   backingFile: "backing_file",
@@ -36,6 +50,8 @@ const OUR_OPTIONS = ["format", "size", "passphrase", "signal", "compressed", "on
 
 /** Names and values in turn, as the core takes them. */
 export function createOptions(options) {
+  // They count once the image is opened, but are looked at while there is none.
+  bounds(options.budgets);
   const pairs = [];
   for (const [name, value] of Object.entries(options)) {
     if (value === undefined || OUR_OPTIONS.includes(name)) continue;
@@ -46,4 +62,23 @@ export function createOptions(options) {
     pairs.push(known, String(text));
   }
   return pairs;
+}
+
+/** What QEMU's messages call the options of a new image, some of them in two ways, and what they are called here. */
+const OUR_NAMES = {
+  ...Object.fromEntries(Object.entries(CREATE_OPTIONS).map(([ours, theirs]) => [theirs, ours])),
+  "backing-fmt": "backingFormat",
+  "compression-type": "compressionType",
+  "encrypt.key-secret": "passphrase",
+  "iter-time": "iterationMilliseconds",
+  "key-secret": "passphrase",
+  "Parameter 'version'": "Parameter 'compat'",
+  "version=v3 or greater": 'compat: "1.1"',
+};
+/** Whole words, and no parts of paths. */
+const THEIR_NAMES = new RegExp(`(?<![\\w./-])(?:${Object.keys(OUR_NAMES).join("|").replaceAll(".", "\\.")})(?![\\w/-]|\\.\\w)`, "g");
+
+/** What the core says of the options of a new image, by our names. */
+export function ourNames(message) {
+  return message.replaceAll(THEIR_NAMES, (name) => OUR_NAMES[name]);
 }

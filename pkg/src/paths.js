@@ -1,14 +1,11 @@
 // Files and block devices of this machine, for Node.js.
 
-import { randomBytes } from "node:crypto";
-import {
-  closeSync, constants, fchmodSync, fchownSync, fstatSync, fsyncSync, ftruncateSync, lstatSync, openSync, readFileSync, readSync,
-  realpathSync, renameSync, statSync, statfsSync, unlinkSync, writeSync,
-} from "node:fs";
-import { dirname, join, resolve } from "node:path";
+import { closeSync, constants, fstatSync, fsyncSync, ftruncateSync, openSync, readFileSync, readSync, realpathSync, statSync, statfsSync, writeSync } from "node:fs";
+import { resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
-import { SourceError, kindOf } from "./errors.js";
+import { SourceError, UnsupportedError, kindOf, textOf } from "./errors.js";
+import { openPart } from "./part.js";
 
 const EXACT = { bigint: true };
 
@@ -20,7 +17,7 @@ const inUse = new Map();
 
 /** Opens a path; with `write` for changing, with `create` for a new image in place of what is there, if anything is. */
 export function openPath(input, { write = false, create = false } = {}) {
-  const path = input instanceof URL || /^file:\/\//.test(input) ? fileURLToPath(input) : input;
+  const path = input instanceof URL || /^file:\/\//.test(input) ? pathOf(input, write) : input;
   try {
     return create ? openNew(path) : openThere(path, write);
   } catch (cause) {
@@ -56,69 +53,53 @@ function source(path, descriptor, stat, check = () => {}) {
   return { name: path, located: true, size, read };
 }
 
-/** Files that are to take the place of others, and did not yet. */
-const parts = new Set();
-
-function removeParts() {
-  for (const part of parts) unlinkSync(part);
-}
-
 /**
- * A new file for an image, which takes the place of what has its name when it is shown or closed: until then, and when it is
- * aborted, that is as it was. Where no file can be made beside it, or the new one would not be what the old one was, the
- * image is made in the file that is there.
+ * A new file for an image, which takes the place of what has its name when it is shown or closed. Until then, and when it is
+ * aborted, that is as it was, unless the image has to be made in the file that is there.
  */
 function openNew(path) {
   const old = lookAt(path);
   const place = old ? realpathSync(path) : resolve(path);
   const releases = [use(place, { write: true, create: true })];
   let part;
-  let descriptor;
-  const release = () => releases.splice(0).forEach((end) => end());
+  let isOpen = true;
+  const end = () => {
+    isOpen = false;
+    for (const release of releases) release();
+    if (part) closeSync(part.descriptor);
+  };
   try {
     if (old) releases.push(use(identify(old), { write: true, create: true }));
-    ({ part, descriptor } = makePart(place, old));
+    part = openPart(place, old);
+    const { descriptor, name, show, drop, keep } = part;
     const stat = fstatSync(descriptor, EXACT);
-    if (part) releases.push(use(identify(stat), { write: true }));
-    let at = part ?? place;
-    let open = true;
-    const end = () => (release(), closeSync(descriptor));
-    const show = () => {
-      if (at === place) return;
-      renameSync(at, place);
-      parts.delete(at);
-      at = place;
-      syncFolder(dirname(place));
-    };
+    if (name() !== place) releases.push(use(identify(stat), { write: true }));
     return {
       ...source(path, descriptor, stat),
-      ...changes(descriptor, () => at, stat),
+      ...changes(descriptor, name, stat),
       show,
       close() {
-        if (!open) return;
-        open = false;
+        if (!isOpen) return;
         try {
           show();
         } catch (cause) {
           // It is whole, and perhaps all that there is of it.
-          parts.delete(at);
-          const message = `what was written is in '${at}': it could not take its place (${cause.message})`;
+          keep();
+          const message = `what was written is in '${name()}': it could not take its place (${cause.message})`;
           throw new SourceError({ kind: kindOf(cause), message, path, operation: "close" }, { cause });
         } finally {
           end();
         }
       },
       async abort() {
-        if (!open) return;
-        open = false;
-        if (at !== place) forget(at);
+        if (!isOpen) return;
+        drop();
         end();
       },
     };
   } catch (error) {
-    release();
-    if (part) forget(part);
-    if (descriptor !== undefined) closeSync(descriptor);
+    part?.drop();
+    end();
     throw error;
   }
 }
@@ -141,65 +122,13 @@ function lookAt(path) {
   }
 }
 
-/** A file beside a place, of the owner and with the mode of the one that is there; or that one. */
-function makePart(place, old) {
-  const there = () => ({ descriptor: openSync(place, constants.O_RDWR | constants.O_CREAT | (constants.O_NONBLOCK ?? 0)) });
-  // A file of several names keeps them all, one that others mounted there stays there, and a link to nothing leads to a file.
-  if (old ? old.nlink > 1n || isMounted(place) : lstatSync(place, { throwIfNoEntry: false })) return there();
-  const part = join(dirname(place), `.diskette-${randomBytes(6).toString("hex")}.part`);
-  let descriptor;
+function pathOf(address, write) {
   try {
-    descriptor = openSync(part, "wx+");
-    if (parts.size === 0) process.once("exit", removeParts);
-    parts.add(part);
-    if (old) {
-      const made = fstatSync(descriptor, EXACT);
-      if (made.uid !== old.uid || made.gid !== old.gid) fchownSync(descriptor, Number(old.uid), Number(old.gid));
-      fchmodSync(descriptor, Number(old.mode & 0o7777n));
-    }
-    return { part, descriptor };
-  } catch (error) {
-    if (descriptor !== undefined) {
-      closeSync(descriptor);
-      forget(part);
-    }
-    if (!["EACCES", "EPERM", "EROFS"].includes(error.code)) throw error;
-    return there();
-  }
-}
-
-/** Whether a file is mounted by itself, as in containers. */
-function isMounted(place) {
-  let table;
-  try {
-    table = readFileSync("/proc/self/mountinfo", "utf8");
-  } catch {
-    return false;
-  }
-  const decoded = (text) => text.replaceAll(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
-  return table.split("\n").some((line) => decoded(line.split(" ")[4] ?? "") === place);
-}
-
-/** Removes a file that is not wanted any more. */
-function forget(part) {
-  parts.delete(part);
-  try {
-    unlinkSync(part);
-  } catch {
-    // It has gone already, or will stay.
-  }
-}
-
-/** Puts a name where a power cut does not reach it, on systems that do that for folders. */
-function syncFolder(folder) {
-  let descriptor;
-  try {
-    descriptor = openSync(folder, constants.O_RDONLY);
-    fsyncSync(descriptor);
-  } catch {
-    // It comes with the system's next flush.
-  } finally {
-    if (descriptor !== undefined) closeSync(descriptor);
+    return fileURLToPath(address);
+  } catch (cause) {
+    const instead = write ? "a path or the address of a file of this machine" : "a path, the address of a file of this machine, or an http(s) address";
+    const message = `'${address}' cannot be opened (${textOf(cause)}): give ${instead}`;
+    throw new UnsupportedError({ kind: "unsupported", message, path: String(address), operation: "open" }, { cause });
   }
 }
 

@@ -7,6 +7,8 @@ import { isTired, rest } from "./rest.js";
 const FIRST_FILE = 1;
 /** Zeroes are written this many at a time. */
 const ZEROES = 1024 * 1024;
+/** Of what is read of the start of a file, so much is kept as its `head`. */
+const HEAD_BYTES = 8;
 /** Failures of sources that are remembered to explain the errors of the core. */
 const MAX_CAUSES = 16;
 
@@ -148,7 +150,9 @@ export class Pump {
   /** An error of the core with the source's failure behind it as its cause. */
   #explained(error) {
     const cause = this.#causes.findLast(({ text }) => typeof error?.message === "string" && error.message.includes(text));
-    return fromCore(error, cause?.error);
+    // No job goes on once the image is closed here. What the core took for closed meanwhile it found to be corrupt.
+    const value = error?.kind === "closed" ? { ...error, kind: "corrupt" } : error;
+    return fromCore(value, cause?.error);
   }
 
   #answer(request) {
@@ -209,10 +213,11 @@ export class Pump {
       this.#grow(this.#sources.get(request.file), request);
       this.#session.completeDone(request.id);
     } else {
-      const { name } = this.#sources.get(request.file);
+      const source = this.#sources.get(request.file);
       const bytes = isBuffer(value) ? new Uint8Array(value) : value;
-      if (!isBytes(bytes)) return this.#fail(request, noBytes(name, request.at, value));
-      if (bytes.length !== request.length) return this.#fail(request, shortRead(name, request.at, request.length, bytes.length));
+      if (!isBytes(bytes)) return this.#fail(request, noBytes(source.name, request.at, value));
+      if (bytes.length !== request.length) return this.#fail(request, shortRead(source.name, request.at, request.length, bytes.length));
+      if (request.at === 0) source.head ??= bytes.slice(0, HEAD_BYTES);
       this.#session.completeRead(request.id, bytes);
     }
     this.#turn();
@@ -237,7 +242,7 @@ export class Pump {
     if (!source) throw Object.assign(new Error(`'${name}' (${role}) was not opened: onOpen did not allow it`), { kind: "denied" });
     const size = checkedNumber(source.size, `the size of '${name}'`);
     // A path or address says more than the image's spelling, which may be relative; a File says less.
-    return { ...source, name: source.located ? source.name : name, size };
+    return { ...source, name: source.located ? source.name : name, size, probed: format === null };
   }
 }
 

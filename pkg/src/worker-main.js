@@ -1,9 +1,11 @@
 // What runs in a worker: the package, called by messages.
 
-import { fromCore } from "./errors.js";
-import { hasThreads, packError } from "./worker.js";
+import { hasThreads, packError, unpackError } from "./messages.js";
 
 const ready = hasThreads ? import("./full-node.js") : import("./full-web.js");
+
+/** What takes a signal, among the options that come last. */
+const STOPPABLE = ["check", "discard", "flush", "map", "read", "readBitmap", "readFile", "write", "zero"];
 
 const images = new Map();
 const running = new Map();
@@ -37,13 +39,8 @@ async function perform(id, verb, [first, ...args], signal) {
       return image?.close();
     case "files":
       return image.files;
-    case "map":
-    case "check":
-      return image[verb]({ ...args[0], signal });
     case "mapPage":
       return (await image.mapPages({ ...args[0], signal }).next()).value;
-    case "read":
-      return image.read(args[0], args[1], { signal });
     case "resize":
       await image.resize(...args);
       return image.size;
@@ -53,6 +50,7 @@ async function perform(id, verb, [first, ...args], signal) {
     case "convert":
       return convert(image, args[0], { ...args[1], signal, onProgress: (progress) => void callBack(id, "onProgress", progress).catch(() => {}) });
     default: {
+      if (STOPPABLE.includes(verb)) return image[verb](...args.slice(0, -1), { ...args.at(-1), signal });
       const [scope, name] = verb.split(".");
       return name ? image.snapshots[name](...args) : image[scope](...args);
     }
@@ -64,7 +62,7 @@ async function receive({ id, verb, args, abort, call, value, error }) {
   if (call !== undefined) {
     const waiting = calls.get(call);
     calls.delete(call);
-    return error ? waiting?.reject(error.kind ? fromCore(error) : new Error(error.message)) : waiting?.resolve(value);
+    return error ? waiting?.reject(unpackError(error)) : waiting?.resolve(value);
   }
   const stop = new AbortController();
   running.set(id, stop);

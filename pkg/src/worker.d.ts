@@ -41,15 +41,15 @@ export class WorkerImage {
   check(options?: Abortable & { repair?: "leaks" | "all" }): Promise<RepairReport>;
   read(offset: Size, length: Size, options?: Abortable): Promise<Uint8Array<ArrayBuffer>>;
   readInto<Bytes extends Uint8Array>(offset: Size, into: Bytes, options?: Abortable): Promise<Bytes>;
-  readFile(offset: Size, length: Size, options?: { file?: number }): Promise<Uint8Array>;
+  readFile(offset: Size, length: Size, options?: Abortable & { file?: number }): Promise<Uint8Array>;
   stream(options?: RangeOptions): ReadableStream<Uint8Array>;
-  write(offset: Size, bytes: Uint8Array, options?: { compressed?: boolean }): Promise<void>;
-  zero(offset: Size, length: Size, options?: { unmap?: boolean }): Promise<void>;
-  discard(offset: Size, length: Size): Promise<void>;
-  flush(): Promise<void>;
+  write(offset: Size, bytes: Uint8Array, options?: Abortable & { compressed?: boolean }): Promise<void>;
+  zero(offset: Size, length: Size, options?: Abortable & { unmap?: boolean }): Promise<void>;
+  discard(offset: Size, length: Size, options?: Abortable): Promise<void>;
+  flush(options?: Abortable): Promise<void>;
   resize(size: Size, options?: { shrink?: boolean }): Promise<void>;
   setBacking(name: string | null, format?: string | null): Promise<void>;
-  readBitmap(name: string): Promise<Float64Array>;
+  readBitmap(name: string, options?: Abortable): Promise<Float64Array>;
   /** Copies the disk into a new image, within the worker. */
   convert(target: Postable, options?: ConvertOptions): Promise<void>;
   close(): Promise<void>;

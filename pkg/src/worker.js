@@ -1,26 +1,12 @@
 // The same interface, run by a pool of workers: calls are messages, bytes are transferred.
 
-import { DisketteError, SourceError, UnsupportedError, closed, fromCore, textOf } from "./errors.js";
+import { SourceError, UnsupportedError, checkedRange, closed, textOf } from "./errors.js";
+import { hasThreads, packError, unpackError } from "./messages.js";
 
 const STREAM_CHUNK_BYTES = 1024 * 1024;
 
-/** What a worker sends of an error. */
-export function packError(error) {
-  if (!(error instanceof DisketteError)) return { name: String(error?.name ?? "Error"), message: textOf(error) };
-  const { kind, message, path, offset, operation } = error;
-  return { kind, message, path, offset, operation };
-}
-
-function unpackError(value) {
-  if (value.kind !== undefined) return fromCore(value);
-  return Object.assign(new Error(value.message), { name: value.name });
-}
-
 /** An address is handed over as text. */
 const postable = (input) => (input instanceof URL ? String(input) : input);
-
-/** Node.js and what does as it does, also where there are workers as in browsers. */
-export const hasThreads = typeof globalThis.process?.versions?.node === "string";
 
 /** Browsers say nothing when a worker ends, but the lock that it holds is free then. */
 function watch(life, gone) {
@@ -230,40 +216,38 @@ export class WorkerImage {
     return this.#ask("files", []);
   }
 
-  map({ signal, ...range } = {}) {
-    return this.#ask("map", [range], { signal });
+  map(options) {
+    return this.#askUntil("map", [], options);
   }
 
   async *mapPages({ offset = 0, length, signal } = {}) {
-    let at = Number(offset);
-    const end = length === undefined ? this.#size : at + Number(length);
+    let [at, end] = checkedRange(this.#size, offset, length, "map");
     while (at < end) {
-      const page = await this.#ask("mapPage", [{ offset: at, length: end - at }], { signal });
+      const page = await this.#askUntil("mapPage", [], { offset: at, length: end - at, signal });
       yield page;
       at = page.end;
     }
   }
 
-  check({ signal, ...options } = {}) {
-    return this.#ask("check", [options], { signal });
+  check(options) {
+    return this.#askUntil("check", [], options);
   }
 
-  read(offset, length, { signal } = {}) {
-    return this.#ask("read", [offset, length], { signal });
+  read(offset, length, options) {
+    return this.#askUntil("read", [offset, length], options);
   }
 
-  async readInto(offset, into, { signal } = {}) {
-    into.set(await this.#ask("read", [offset, into.length], { signal }));
+  async readInto(offset, into, options) {
+    into.set(await this.read(offset, into.length, options));
     return into;
   }
 
   readFile(offset, length, options) {
-    return this.#ask("readFile", [offset, length, options]);
+    return this.#askUntil("readFile", [offset, length], options);
   }
 
-  stream({ offset = 0, length = this.#size - Number(offset), signal } = {}) {
-    let at = Number(offset);
-    const end = at + Number(length);
+  stream({ offset = 0, length, signal } = {}) {
+    let [at, end] = checkedRange(this.#size, offset, length, "read");
     const pull = async (controller) => {
       if (at >= end) return controller.close();
       const count = Math.min(STREAM_CHUNK_BYTES, end - at);
@@ -274,31 +258,31 @@ export class WorkerImage {
   }
 
   write(offset, bytes, options) {
-    return this.#ask("write", [offset, bytes, options]);
+    return this.#askUntil("write", [offset, bytes], options);
   }
 
   zero(offset, length, options) {
-    return this.#ask("zero", [offset, length, options]);
+    return this.#askUntil("zero", [offset, length], options);
   }
 
-  discard(offset, length) {
-    return this.#ask("discard", [offset, length]);
+  discard(offset, length, options) {
+    return this.#askUntil("discard", [offset, length], options);
   }
 
-  flush() {
-    return this.#ask("flush", []);
+  flush(options) {
+    return this.#askUntil("flush", [], options);
   }
 
-  async resize(size, options) {
-    this.#size = await this.#ask("resize", [size, options]);
+  async resize(size, { shrink } = {}) {
+    this.#size = await this.#ask("resize", [size, { shrink }]);
   }
 
   setBacking(name, format) {
     return this.#ask("setBacking", [name, format]);
   }
 
-  readBitmap(name) {
-    return this.#ask("readBitmap", [name]);
+  readBitmap(name, options) {
+    return this.#askUntil("readBitmap", [name], options);
   }
 
   get snapshots() {
@@ -306,7 +290,8 @@ export class WorkerImage {
     const apply = async (name) => {
       this.#size = await this.#ask("snapshots.apply", [name]);
     };
-    return { list: ask("list"), create: ask("create"), apply, delete: ask("delete") };
+    const create = (name, { date } = {}) => this.#ask("snapshots.create", [name, { date }]);
+    return { list: ask("list"), create, apply, delete: ask("delete") };
   }
 
   /** Copies the disk into a new image, within the worker. */
@@ -322,6 +307,11 @@ export class WorkerImage {
 
   async [Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose")]() {
     await this.close();
+  }
+
+  /** Asks for what a signal may stop; that stays here, and the worker has one of its own among the last of what it is given. */
+  #askUntil(verb, args, { signal, ...options } = {}) {
+    return this.#ask(verb, [...args, options], { signal });
   }
 
   #ask(verb, args, options) {

@@ -1,10 +1,13 @@
 // An image that may be open for writing.
 
+import { abortable } from "./abortable.js";
 import { RangeTooLargeError, ReadOnlyError, UnsupportedError, checkedNumber, closed, isBytes, typed } from "./errors.js";
 import { Image } from "./image.js";
 
 /** Writes are cut at multiples of this. */
 const PIECE_BYTES = 4 * 1024 * 1024;
+/** And what is zeroed or discarded, most of which is metadata, at multiples of this. */
+const EMPTY_PIECE_BYTES = 1024 * 1024 * 1024;
 const REPAIRS = [undefined, "leaks", "all"];
 
 /** An open image that can be changed, if it was opened so. */
@@ -46,6 +49,10 @@ export class WritableImage extends Image {
   /** Names another file that shows where this image has nothing, or with `null` none. What is stored stays. */
   async setBacking(name, format = null) {
     const file = name === null ? undefined : text(name, "a backing file", "set-backing");
+    const isKnown = (format) => typeof format === "string" && this.#pump.call((session) => session.knows(format));
+    if (format !== null && !isKnown(format)) {
+      throw new UnsupportedError({ kind: "unsupported", message: `the format '${String(format)}' is not known here`, operation: "set-backing" });
+    }
     await this.#change((session) => session.setBacking(file, format ?? undefined));
   }
 
@@ -58,33 +65,32 @@ export class WritableImage extends Image {
   async write(offset, bytes, { signal, compressed = false } = {}) {
     if (!isBytes(bytes)) throw new UnsupportedError({ kind: "unsupported", message: "write takes a Uint8Array and nothing else", operation: "write" });
     const at = this.#within(offset, bytes.length, "write");
-    for (let done = 0; done < bytes.length || done === 0; ) {
-      signal?.throwIfAborted();
-      const next = Math.min(bytes.length, (Math.floor((at + done) / PIECE_BYTES) + 1) * PIECE_BYTES - at);
-      await this.#change((session) => session.write(at + done, bytes.subarray(done, next), compressed));
-      if (next === bytes.length) break;
-      done = next;
-    }
+    const write = (session, start, length) => session.write(start, bytes.subarray(start - at, start - at + length), compressed);
+    await this.#changePieces(at, bytes.length, PIECE_BYTES, signal, write);
   }
 
   /** Makes a range read as zeroes; its space may be given back. */
-  async zero(offset, length, { unmap = true } = {}) {
+  async zero(offset, length, { signal, unmap = true } = {}) {
     const len = checkedNumber(length, "length");
     const at = this.#within(offset, len, "zero");
-    await this.#change((session) => session.writeZeroes(at, len, unmap));
+    await this.#changePieces(at, len, EMPTY_PIECE_BYTES, signal, (session, start, length) => session.writeZeroes(start, length, unmap));
   }
 
   /** Says that a range is not needed any more; what it reads as from then on is up to the format. */
-  async discard(offset, length) {
+  async discard(offset, length, { signal } = {}) {
     const len = checkedNumber(length, "length");
     const at = this.#within(offset, len, "discard");
-    await this.#change((session) => session.discard(at, len));
+    await this.#changePieces(at, len, EMPTY_PIECE_BYTES, signal, (session, start, length) => session.discard(start, length));
   }
 
   /** Everything written before is where a power cut does not reach it. */
-  async flush() {
-    await this.#change((session) => session.flush());
-    for (const source of this.#pump.files) await typed(() => source.commit?.(), source.name, "could not be written");
+  async flush({ signal } = {}) {
+    signal?.throwIfAborted();
+    const flushed = this.#changing(async () => {
+      await this.#pump.run((session) => session.flush());
+      for (const source of this.#pump.files) await typed(() => source.commit?.(), source.name, "could not be written");
+    });
+    await abortable(flushed, signal);
   }
 
   /** Changes the size of the disk; `shrink` allows it to lose its end. */
@@ -140,14 +146,32 @@ export class WritableImage extends Image {
     await super.close();
   }
 
+  /** Makes a change that is one job of the core. */
+  #change(start) {
+    return this.#changing(() => this.#pump.run(start));
+  }
+
+  /** Makes a change piece by piece, as long as the signal does not say otherwise. */
+  #changePieces(at, length, pieceBytes, signal, start) {
+    const end = at + length;
+    return this.#changing(async () => {
+      do {
+        signal?.throwIfAborted();
+        const next = Math.min(end, (Math.floor(at / pieceBytes) + 1) * pieceBytes);
+        await this.#pump.run((session) => start(session, at, next - at));
+        at = next;
+      } while (at < end);
+    });
+  }
+
   /** A change runs to its end, and a close waits for it. */
-  async #change(start) {
+  async #changing(work) {
     if (this.#closing) throw closed();
     if (!this.writable) {
       const message = "the image was opened read-only; open(input, { writable: true }) opens it for writing";
       throw new ReadOnlyError({ kind: "read-only", message, path: this.files[0]?.name ?? null });
     }
-    const change = this.#pump.run(start);
+    const change = work();
     this.#changes.add(change);
     try {
       return await change;

@@ -5,7 +5,7 @@ import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { before, test } from "node:test";
 
-import { DisketteError, Memory, RangeTooLargeError, SourceError, convert, create, fromStream, open } from "../src/full-node.js";
+import { ClosedError, CorruptImageError, DisketteError, Memory, RangeTooLargeError, SourceError, convert, create, fromStream, open } from "../src/full-node.js";
 import { open as openOnlyReading } from "../src/node.js";
 import { path, pattern, qemuImg } from "./support.mjs";
 import { pickedHandle, syncHandle } from "./targets.mjs";
@@ -134,6 +134,14 @@ test("a stream that is stopped or fails ends the copy", async () => {
   await assert.rejects(fromStream(broken, new Memory(), { size: MIB }), /the line went dead/);
   await assert.rejects(fromStream(new Blob(["x"]).stream(), new Memory(), { size: 2 ** 53 }), RangeTooLargeError);
   assert.equal(cancelled, 2);
+  // Also one that is stopped while its target is made; one whose target is refused stays as it is.
+  const never = { size: 0, read: () => new Promise(() => {}), write: () => new Promise(() => {}), resize: () => new Promise(() => {}) };
+  await assert.rejects(fromStream(endless(), never, { size: MIB, signal: soon() }), { name: "TimeoutError" });
+  assert.equal(cancelled, 3);
+  const kept = endless();
+  await assert.rejects(fromStream(kept, new Memory(), { size: MIB, clusterSize: 3 }), (error) => error.kind === "invalid" && /clusterSize|cluster size/i.test(error.message) && !/cluster_size/.test(error.message));
+  assert.equal((await kept.getReader().read()).value.length, 65536);
+  assert.equal(cancelled, 3);
   const dead = { size: 0, read: (offset, length) => new Uint8Array(length), write: (offset, bytes) => (bytes.length > 65536 ? new Promise(() => {}) : undefined), resize() {} };
   await assert.rejects(fromStream(new Blob([new Uint8Array(MIB).fill(1)]).stream(), dead, { size: MIB, format: "raw", signal: soon() }), { name: "TimeoutError" });
 });
@@ -173,6 +181,23 @@ test("a target that lies about its length, or cannot be made longer, is explaine
   for (const size of [2 ** 53, -1, NaN, "5", 2n ** 63n]) {
     await assert.rejects(open({ ...fixed, size }, { writable: true }), RangeTooLargeError);
   }
+});
+
+test("an image that was found to be corrupt while it was changed stays so, and is not called closed", async () => {
+  const bytes = good.slice();
+  const view = new DataView(bytes.buffer);
+  const table = Number(view.getBigUint64(40));
+  // What is to be written would be written to a table.
+  view.setBigUint64(Number(view.getBigUint64(table) & 0x00fffffffffffe00n), (1n << 63n) | BigInt(table));
+  const image = await open(new Memory(bytes), { writable: true });
+  const isCorrupt = (text) => (error) => error instanceof CorruptImageError && error.kind === "corrupt" && error.path === "memory" && text.test(error.message);
+  await assert.rejects(image.write(0, pattern(512)), isCorrupt(/Preventing invalid write/));
+  const later = [() => image.write(MIB, pattern(512)), () => image.zero(MIB, 512), () => image.setBacking(null), () => image.snapshots.create("a"), () => image.flush()];
+  for (const change of later) await assert.rejects(change(), isCorrupt(/found to be corrupt; nothing more is written/));
+  assert.equal(image.info().corrupt, true);
+  assert.equal((await image.read(MIB, 512)).length, 512);
+  await image.close();
+  await assert.rejects(image.write(0, pattern(512)), ClosedError);
 });
 
 test("random damage of the metadata never does worse to a writer than an error", async () => {

@@ -9,6 +9,7 @@ import { Readable } from "node:stream";
 
 import { open as openOnlyReading } from "../src/node.js";
 import { ClosedError, DisketteError, Memory, RangeTooLargeError, ReadOnlyError, ReferenceDeniedError, UnsupportedError, convert, create, fromStream, open } from "../src/full-node.js";
+import { ourNames } from "../src/options.js";
 import { CORPUS, assertFindings, findings, makeCorpus } from "./corpus.mjs";
 import { path, pattern, qemuImg, qemuIo } from "./support.mjs";
 import { pickedHandle, syncHandle } from "./targets.mjs";
@@ -52,6 +53,23 @@ test("options that make no image are refused as such", async () => {
   for (const options of [{ clusterSize: 3 }, { format: "luks" }, { refcountBits: 7 }]) {
     await assert.rejects(create(new Memory(), { size: MIB, ...options }), (error) => error instanceof UnsupportedError && error.kind === "invalid" && error.code === "DISKETTE_INVALID" && error.operation === "create", JSON.stringify(options));
   }
+});
+
+test("what QEMU calls options is called as it is here", async () => {
+  const onOpen = () => new Uint8Array(512);
+  const cases = [
+    [{ clusterSize: "x" }, "clusterSize"], [{ encryption: "luks" }, "passphrase"], [{ format: "luks", passphrase: "x", iterationMilliseconds: 0 }, "iterationMilliseconds"],
+    [{ encryption: "luks", passphrase: "x", iterationMilliseconds: 0 }, "iterationMilliseconds"], [{ encryption: "rot13", passphrase: "x" }, "encryption"],
+    [{ compat: "7" }, "compat"], [{ compressionType: "lz" }, "compressionType"], [{ extendedL2: "x" }, "extendedL2"], [{ lazyRefcounts: "x" }, "lazyRefcounts"],
+    [{ refcountBits: "x" }, "refcountBits"], [{ compat: "0.10", lazyRefcounts: true }, 'compat: "1.1"'], [{ preallocation: "x" }, "preallocation"],
+    [{ backingFile: "a", backingFormat: "nope", onOpen }, "backingFormat"], [{ backingFile: "a", backingFormat: "raw", preallocation: "full", onOpen }, "extendedL2"],
+  ];
+  for (const [options, name] of cases) {
+    const { message } = await create(new Memory(), { size: MIB, ...options }).catch((error) => error);
+    assert.ok(ourNames(message).includes(name), ourNames(message));
+    assert.doesNotMatch(ourNames(message), /\w_\w|\w-(?:secret|fmt|type|time)|version=/);
+  }
+  assert.equal(ourNames("'cluster_size' is in /a/cluster_size, cluster_size.raw, my-cluster_size. Not in cluster_size."), "'clusterSize' is in /a/cluster_size, cluster_size.raw, my-cluster_size. Not in clusterSize.");
 });
 
 test("a stream of Node.js is refused with what to do", async () => {
@@ -211,6 +229,10 @@ test("the backing file is another one, or none, and need not be there for that",
   clean("top");
   const image = await open(path("top"), { writable: true });
   for (const wrong of ["", undefined, 5]) await assert.rejects(image.setBacking(wrong), { kind: "invalid" });
+  for (const format of ["nope", "vmdk", "", 5, {}]) {
+    await assert.rejects(image.setBacking("other", format), (error) => error instanceof UnsupportedError && error.kind === "unsupported" && error.operation === "set-backing");
+  }
+  assert.equal(image.info().backingFile, null);
   await image.close();
   const reading = await open(path("top"));
   await assert.rejects(reading.setBacking(null), ReadOnlyError);
@@ -307,6 +329,19 @@ test("what cannot be written is refused, and says what can", async () => {
   }
   await source.close();
   assert.equal(readFileSync(path("kept"), "utf8"), "what was here");
+});
+
+test("addresses of what is no file of this machine are refused as such, with what can be opened", async () => {
+  for (const address of [new URL("ftp://x/y"), new URL("data:,x"), "file:///%zz", "file://elsewhere/x", new URL("file:///a%2fb")]) {
+    const isRefused = (instead) => (error) =>
+      error instanceof UnsupportedError && error.kind === "unsupported" && error.cause instanceof Error && error.message.includes(`'${address}'`) && instead.test(error.message);
+    const image = await open(path("plain.qcow2"));
+    for (const reading of [open, openOnlyReading]) await assert.rejects(reading(address), isRefused(/give a path, .* http/));
+    for (const writing of [() => open(address, { writable: true }), () => create(address, { size: MIB }), () => convert(image, address)]) {
+      await assert.rejects(writing, isRefused(/give a path or the address of a file/));
+    }
+    await image.close();
+  }
 });
 
 test("options that do not go together leave a file as it is", async () => {
@@ -407,6 +442,18 @@ test("budgets bound what an image may cost", async () => {
     await image.close();
   }
   qemuIo("deep", "write 0 1");
+});
+
+test("budgets that bound nothing are refused, before anything is made", async () => {
+  inRaw("kept", "what was here");
+  for (const budgets of [{ metadata: 5 }, { chainDepth: 5, memory: 1 }, null, 5, "x", [1]]) {
+    const isRefused = (error) => error instanceof UnsupportedError && error.kind === "invalid" && /metadataBytes, chainDepth, expandedBytes, checkBytes/.test(error.message);
+    for (const entry of [open, openOnlyReading]) await assert.rejects(entry(path("plain.qcow2"), { budgets }), isRefused, String(budgets));
+    await assert.rejects(create(path("kept"), { size: MIB, budgets }), isRefused, String(budgets));
+  }
+  await assert.rejects(create(path("kept"), { size: MIB, budgets: { chainDepth: -1 } }), RangeTooLargeError);
+  assert.equal(readFileSync(path("kept"), "utf8"), "what was here");
+  for (const budgets of [undefined, {}, { chainDepth: undefined }]) await (await open(path("plain.qcow2"), { budgets })).close();
 });
 
 test("the data file of an image is written, when onOpen gives one that can be", async () => {

@@ -11,6 +11,7 @@ import workerThreads from "node:worker_threads";
 
 import { ImageDisk } from "../src/disk.js";
 import { Memory, ReferenceDeniedError, convert, open as openFull } from "../src/full-node.js";
+import { packError, unpackError } from "../src/messages.js";
 import { open as openOnlyReading } from "../src/node.js";
 import { Pool, RangeTooLargeError, SourceError, UnsupportedError, create, open } from "../src/worker.js";
 import { path, pattern, qemuImg } from "./support.mjs";
@@ -105,6 +106,50 @@ test("an image in a worker reads, maps, checks, changes and converts", async () 
   qemuImg("check", "-q", path("by-worker.qcow2"));
 });
 
+test("a signal stops what a worker is asked for, with its own reason", async () => {
+  qemuImg("create", "-q", "-f", "qcow2", path("stopped.qcow2"), "4M");
+  qemuImg("bitmap", "--add", path("stopped.qcow2"), "changes");
+  const image = await open(path("stopped.qcow2"), { writable: true });
+  const bytes = new Uint8Array([7]);
+  const verbs = {
+    write: [0, bytes], zero: [0, 512], discard: [0, 65536], flush: [], readBitmap: ["changes"], readFile: [0, 4],
+    read: [0, 1], readInto: [0, bytes.slice()], map: [], check: [],
+  };
+  for (const [verb, args] of Object.entries(verbs)) {
+    await image[verb](...args, { signal: AbortSignal.timeout(60_000) });
+    await assert.rejects(image[verb](...args, { signal: AbortSignal.abort(new Error("enough")) }), /enough/, verb);
+    // It may be done before the worker knows.
+    const stop = new AbortController();
+    const late = image[verb](...args, { signal: stop.signal });
+    stop.abort(new Error("enough"));
+    await late.catch((error) => assert.equal(error.message, "enough", verb));
+  }
+  // What is made in one go does not look at it.
+  await image.resize(8 << 20, { signal: AbortSignal.timeout(60_000) });
+  await image.snapshots.create("now", { signal: AbortSignal.timeout(60_000) });
+  await image.close();
+  qemuImg("check", "-q", path("stopped.qcow2"));
+});
+
+test("ranges of an image in a worker are checked as those of others are", async () => {
+  const image = await open(path("plain.qcow2"));
+  for (const bad of [-1, 1.5, NaN, "1", null, 2n ** 64n]) {
+    for (const range of [{ offset: bad }, { length: bad }]) {
+      await assert.rejects(image.mapPages(range).next(), RangeTooLargeError, String(bad));
+      assert.throws(() => image.stream(range), RangeTooLargeError, String(bad));
+    }
+  }
+  await assert.rejects(image.mapPages({ offset: source.length, length: 1 }).next(), SourceError);
+  assert.throws(() => image.stream({ offset: 1, length: source.length }), SourceError);
+  const parts = [];
+  for await (const part of image.stream({ offset: 5n, length: 1_500_000n })) parts.push(part);
+  assert.deepEqual(Buffer.concat(parts), source.subarray(5, 1_500_005));
+  let end;
+  for await (const page of image.mapPages({ offset: 65536n })) end = page.end;
+  assert.equal(end, source.length);
+  await image.close();
+});
+
 test("what an image names is asked for on this side of the worker", async () => {
   const asked = [];
   const image = await open(path("top.qcow2"), { onOpen: (reference) => (asked.push(reference.name), new URL(`file://${path(reference.name)}`)) });
@@ -115,6 +160,47 @@ test("what an image names is asked for on this side of the worker", async () => 
   await assert.rejects(open(path("top.qcow2"), { onOpen: () => { throw new Error("not today"); } }), /not today/);
   await assert.rejects(open({ size: 5, read() {} }), (error) => error instanceof UnsupportedError && /handed to a worker/.test(error.message));
   await assert.rejects(open(path("missing")), { kind: "not-found", code: "DISKETTE_NOT_FOUND" });
+});
+
+test("errors that cross from a worker and to it keep what is behind them", async () => {
+  const gone = (error) => error instanceof SourceError && error.cause instanceof Error && /^ENOENT/.test(error.cause.message);
+  await assert.rejects(open(path("missing")), gone);
+  const onOpen = () => {
+    throw new TypeError("not today", { cause: new SourceError({ kind: "busy", message: "it is in use", path: "plain" }, { cause: "a text" }) });
+  };
+  await assert.rejects(open(path("top.qcow2"), { onOpen }), ({ cause }) => {
+    assert.deepEqual([cause.name, cause.message], ["TypeError", "not today"]);
+    const { cause: behind } = cause;
+    assert.ok(behind instanceof SourceError);
+    assert.deepEqual([behind.kind, behind.message, behind.path, behind.cause.message], ["busy", "it is in use", "plain", "a text"]);
+    return true;
+  });
+});
+
+test("an error is of the same class whether a worker is between or not", async () => {
+  const failures = [];
+  for (const opening of [openFull, open]) {
+    const image = await opening(path("plain.qcow2"), { writable: true });
+    for (const fail of [() => image.resize(5), () => image.check({ repair: "some" }), () => image.write(0, "text"), () => image.read(2 ** 40, 1)]) {
+      failures.push(await fail().catch((error) => [error.constructor, { ...error }]));
+    }
+    await image.close();
+  }
+  assert.deepEqual(failures.splice(4), failures);
+});
+
+test("errors without end are sent as far as they are new", () => {
+  const loop = new Error("first");
+  loop.cause = new Error("second", { cause: loop });
+  const sent = unpackError(structuredClone(packError(loop)));
+  assert.deepEqual([sent.message, sent.cause.message, "cause" in sent.cause], ["first", "second", false]);
+  let deep = new Error("0");
+  for (let depth = 1; depth < 1000; depth++) deep = new Error(String(depth), { cause: deep });
+  let depth = 0;
+  for (let error = unpackError(packError(deep)); error.cause; error = error.cause) depth++;
+  assert.equal(depth, 8);
+  const odd = { get name() { throw new Error(); }, get message() { throw new Error(); }, get cause() { throw new Error(); } };
+  for (const thrown of [null, undefined, 5, Object.create(null), odd]) assert.ok(unpackError(packError(thrown)).message);
 });
 
 test("a pool spreads images, stops jobs, and a worker that dies says so", async () => {
@@ -174,6 +260,21 @@ test("require() gives the same classes", async () => {
   await assert.rejects(reading.open(path("missing")), (error) => error instanceof reading.SourceError && error instanceof SourceError);
   assert.equal(required("../cjs/disk.cjs").ImageDisk, ImageDisk);
   assert.equal(required("../cjs/worker.cjs").Pool, Pool);
+});
+
+/** The names of what is there when it runs, by the declarations of an entry. */
+function declared(entry) {
+  const text = readFileSync(new URL(`../src/${entry}.d.ts`, import.meta.url), "utf8");
+  const own = [...text.matchAll(/^export (?:class|const|function) (\w+)/gm)].map(([, name]) => name);
+  const others = [...text.matchAll(/^export \{([^}]*)\}/gm)].flatMap(([, names]) => names.match(/\w+/g));
+  return [...new Set([...own, ...others])].sort();
+}
+
+test("every entry exports what it declares, and nothing else", async () => {
+  const entries = { index: ["node", "web"], full: ["full-node", "full-web"], disk: ["disk"], worker: ["worker"] };
+  for (const [entry, modules] of Object.entries(entries)) {
+    for (const module of modules) assert.deepEqual(Object.keys(await import(`../src/${module}.js`)).sort(), declared(entry), module);
+  }
 });
 
 /** Runs in every worker of a process before anything else: ends it when it is asked to read at a certain place. */

@@ -6,6 +6,7 @@ import { mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { before, test } from "node:test";
 
 import { cached } from "../src/cache.js";
+import { open as openFull } from "../src/full-node.js";
 import { ClosedError, DisketteError, RangeTooLargeError, ReferenceDeniedError, SourceError, UnsupportedError, open } from "../src/node.js";
 import { Pump } from "../src/pump.js";
 import { path, pattern, qemuImg, qemuIo, serve, slowSource } from "./support.mjs";
@@ -140,6 +141,38 @@ test("an empty file on a server is an empty disk", async (context) => {
   assert.equal(image.size, 0);
   assert.deepEqual(await image.map(), []);
   await image.close();
+});
+
+test("what is encrypted is not taken for raw unless that is said, and no more is read for that", async (context) => {
+  const bytes = pattern(700_000);
+  bytes.set([0x4c, 0x55, 0x4b, 0x53, 0xba, 0xbe, 0, 1]);
+  writeFileSync(path("secret"), bytes);
+  for (const name of ["over", "named"]) qemuImg("create", "-q", "-f", "qcow2", "-u", "-b", "secret", "-F", "raw", path(`${name}.qcow2`), "1M");
+  const over = await openFull(path("over.qcow2"), { writable: true, noBacking: true });
+  await over.setBacking("secret");
+  await over.close();
+  const { url, requests } = await serve(context, "secret");
+  let closedTimes = 0;
+  const slow = slowSource(bytes, { name: "secret", close: () => closedTimes++ });
+  const prompt = { size: bytes.length, read: (at, length) => bytes.slice(at, at + length) };
+  for (const input of [path("secret"), url, slow, prompt, bytes, new Blob([bytes])]) {
+    await assert.rejects(open(input), (error) => error instanceof UnsupportedError && error.kind === "unsupported" && /encrypted \(LUKS\).*diskette\/full.*format: "raw"/.test(error.message));
+    const image = await open(input, { format: "raw" });
+    assert.deepEqual(await image.read(0, 10), bytes.slice(0, 10));
+    await image.close();
+  }
+  assert.equal(closedTimes, 2);
+  assert.equal(requests.length, 2, "an address is asked once each time it is opened");
+  slow.reads.length = 0;
+  await assert.rejects(open(slow), UnsupportedError);
+  const plain = slowSource(pattern(bytes.length));
+  await (await open(plain)).close();
+  assert.deepEqual(slow.reads, plain.reads);
+  const onOpen = () => path("secret");
+  await assert.rejects(open(path("over.qcow2"), { onOpen }), (error) => error instanceof UnsupportedError && /secret' cannot be read: .*LUKS/.test(error.message) && error.path === path("secret"));
+  for (const [name, options] of [["over.qcow2", {}], ["named.qcow2", { onOpen }]]) await (await open(path(name), options)).close();
+  for (let length = 0; length < 6; length++) await (await open(bytes.slice(0, length))).close();
+  await assert.rejects(open(bytes.slice(0, 6)), UnsupportedError);
 });
 
 test("the requests of one read overlap", async () => {

@@ -140,3 +140,64 @@ test("without setImmediate it goes by messages", async () => {
   assert.deepEqual(stdout.trim().split(",").filter((word) => word !== "timer"), ["at once", "first", "second", "false"]);
   assert.match(stdout, /timer/);
 });
+
+/** A signal that is looked at `times` times before it says that it is enough. */
+function patient(times) {
+  const stop = new AbortController();
+  const { signal } = stop;
+  const look = signal.throwIfAborted.bind(signal);
+  signal.throwIfAborted = () => {
+    if (times-- === 0) stop.abort(new Error("enough"));
+    look();
+  };
+  return signal;
+}
+
+test("what is zeroed or discarded is looked after piece by piece", async () => {
+  const GIB = 1024 * MIB;
+  for (const verb of ["zero", "discard"]) {
+    const image = await create(new Memory(), { size: 4 * GIB });
+    const marks = [MIB, GIB + MIB, 2 * GIB + MIB].map((at) => [at, image.write(at, new Uint8Array([7]))]);
+    for (const [, written] of marks) await written;
+    await assert.rejects(image[verb](5, 4 * GIB - 5, { signal: patient(2) }), /enough/);
+    const left = await Promise.all(marks.map(([at]) => image.read(at, 1)));
+    assert.deepEqual(left.map(([byte]) => byte), [0, 0, 7], verb);
+    await image[verb](5, 4 * GIB - 5, { signal: patient(9) });
+    assert.equal((await image.read(2 * GIB + MIB, 1))[0], 0);
+    await assert.rejects(image[verb](0, 0, { signal: AbortSignal.abort() }), { name: "AbortError" });
+    await image.close();
+  }
+});
+
+test("a change in pieces is made whole before the image is closed", async () => {
+  const memory = new Memory();
+  const image = await create(memory, { size: 16 * MIB });
+  const written = image.write(0, pattern(16 * MIB));
+  await image.close();
+  await written;
+  const again = await open(memory);
+  assert.equal(Buffer.compare(await again.read(0, 16 * MIB), pattern(16 * MIB)), 0);
+  await again.close();
+});
+
+test("a flush and the bytes of a file are not waited for once a signal comes", async () => {
+  const memory = new Memory();
+  let answer = () => {};
+  const stuck = { size: 0, read: (...args) => answer() ?? memory.read(...args), write: (...args) => memory.write(...args), resize: (length) => memory.resize(length), flush: () => answer() };
+  const image = await create(stuck, { size: MIB });
+  await image.write(0, new Uint8Array([7]));
+  let release;
+  const gate = new Promise((resolve) => (release = resolve));
+  answer = () => gate.then(() => memory.read(0, 4));
+  for (const work of [(options) => image.flush(options), (options) => image.readFile(0, 4, options)]) {
+    const stop = new AbortController();
+    setTimeout(() => stop.abort(new Error("enough")), 20);
+    await assert.rejects(work({ signal: stop.signal }), /enough/);
+    await assert.rejects(work({ signal: AbortSignal.abort() }), { name: "AbortError" });
+  }
+  answer = () => {};
+  release();
+  await image.flush({ signal: AbortSignal.timeout(10_000) });
+  assert.equal((await image.readFile(0, 4, { signal: AbortSignal.timeout(10_000) }))[0], 0x51);
+  await image.close();
+});

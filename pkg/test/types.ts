@@ -37,7 +37,10 @@ export async function change(handle: FileSystemFileHandle, sync: WritableSyncHan
   for (const target of [handle, sync, new Memory(bytes), "path", new URL("file:///path"), object]) {
     await using image = await openFull(target, { writable: true, passphrase: "x", budgets: { chainDepth: 1 }, onOpen: () => null });
     await image.write(0n, bytes, { compressed: true, signal: AbortSignal.timeout(1) });
-    await image.zero(0, 512, { unmap: false });
+    await image.zero(0, 512, { unmap: false, signal: AbortSignal.timeout(1) });
+    await image.discard(0, 512, { signal: AbortSignal.timeout(1) });
+    await image.flush({ signal: AbortSignal.timeout(1) });
+    await image.readFile(0, 512, { file: 0, signal: AbortSignal.timeout(1) });
     await image.resize(5n, { shrink: true });
     const { leaksFixed } = await image.check({ repair: "all" });
     await image.setBacking("base.qcow2", "qcow2");
@@ -55,6 +58,14 @@ export async function change(handle: FileSystemFileHandle, sync: WritableSyncHan
   await new ImageDisk(await open(bytes)).getCapacity();
   await using pool = new Pool({ size: 1 });
   await using remote = await pool.open(handle, { writable: true, onOpen: async () => handle });
+  for (const options of [{ signal: AbortSignal.timeout(1) }, undefined]) {
+    await remote.write(0, bytes, { compressed: true, ...options });
+    await remote.zero(0, 512, options);
+    await remote.discard(0, 512, options);
+    await remote.flush(options);
+    await remote.readFile(0, 512, options);
+    await remote.readBitmap("name", options);
+  }
   // @ts-expect-error a Blob never changes
   await openFull(new Blob(), { writable: true });
   // @ts-expect-error a new image has a size
