@@ -151,7 +151,7 @@ export class Pump {
   #explained(error) {
     const cause = this.#causes.findLast(({ text }) => typeof error?.message === "string" && error.message.includes(text));
     // No job goes on once the image is closed here. What the core took for closed meanwhile it found to be corrupt.
-    const value = error?.kind === "closed" ? { ...error, kind: "corrupt" } : error;
+    const value = error?.kind === "closed" ? { ...error, kind: "corrupt" } : forWantOfKey(error);
     return fromCore(value, cause?.error);
   }
 
@@ -244,6 +244,14 @@ export class Pump {
     // A path or address says more than the image's spelling, which may be relative; a File says less.
     return { ...source, name: source.located ? source.name : name, size, probed: format === null };
   }
+}
+
+/** A key is a passphrase here; an image that is to be written is refused for want of one as a read is. */
+function forWantOfKey(error) {
+  const missing = /Parameter '[\w.]*key-secret' is required for cipher|(?<=and )no key was given \('[\w.]*key-secret'\)/;
+  if (typeof error?.message !== "string" || !missing.test(error.message)) return error;
+  const message = error.message.replace(missing, ([first]) => (first === "P" ? "the data is encrypted and no passphrase was given" : "no passphrase was given"));
+  return { ...error, kind: "denied", message };
 }
 
 /** For targets that have no better way. */

@@ -49,6 +49,23 @@ test("a copy to LUKS is the disk, also where that is zero", async () => {
   }
 });
 
+test("what is encrypted asks for its passphrase, whether it is to be read or written", async () => {
+  for (const options of [{ format: "luks" }, { encryption: "luks" }]) {
+    const made = new Memory();
+    const image = await create(made, { size: MIB, passphrase: "abc", iterationMilliseconds: 10, ...options });
+    await image.write(0, new Uint8Array(4096).fill(7));
+    await image.close();
+    const locked = (error) => error instanceof ReferenceDeniedError && error.kind === "denied" && /the data is encrypted and no passphrase was given/.test(error.message) && !/key/.test(error.message);
+    const closed = await open(made);
+    await assert.rejects(closed.read(0, 512), locked);
+    await closed.close();
+    await assert.rejects(open(made, { writable: true }), locked);
+    const opened = await open(made, { writable: true, passphrase: "abc" });
+    assert.equal((await opened.read(0, 512))[0], 7);
+    await opened.close();
+  }
+});
+
 test("options that make no image are refused as such", async () => {
   for (const options of [{ clusterSize: 3 }, { format: "luks" }, { refcountBits: 7 }]) {
     await assert.rejects(create(new Memory(), { size: MIB, ...options }), (error) => error instanceof UnsupportedError && error.kind === "invalid" && error.code === "DISKETTE_INVALID" && error.operation === "create", JSON.stringify(options));
