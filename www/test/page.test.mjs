@@ -253,6 +253,38 @@ test("an image that is of no use without another is not passed over", async () =
   await page.close();
 });
 
+test("an image whose data is in another file asks for that, and takes the two together", async () => {
+  const page = await fresh();
+  execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "-o", "data_file=extents.raw,data_file_raw=on", "descriptor.qcow2", "8M"], { cwd: path(".") });
+  execFileSync("qemu-io", ["-c", "write -P 0x44 1M 64k", "descriptor.qcow2"], { cwd: path(".") });
+  await page.setInputFiles("#files", path("descriptor.qcow2"));
+  await opened(page);
+  await checked(page);
+  assert.match(await page.textContent("#warnings"), /^extents\.raw \(data file\) is not open\..*The structure is shown; bytes that are in it are not/s);
+  assert.match(await page.textContent("#chain"), /descriptor\.qcow2.*its data is in extents\.raw/s);
+  await assertAccessible(page);
+  await page.setInputFiles("#warnings input", path("extents.raw"));
+  await until(page, () => document.querySelector("#warnings").childElementCount === 0);
+  for (const files of [null, ["extents.raw", "descriptor.qcow2"], ["descriptor.qcow2", "extents.raw"]]) {
+    if (files) {
+      await page.setInputFiles("#files", []);
+      await page.setInputFiles("#files", files.map(path));
+      await opened(page);
+      await checked(page);
+    }
+    assert.equal(await page.textContent("#title"), "descriptor.qcow2");
+    await view(page, "Data");
+    await page.selectOption("#view-data select", { label: "Disk of 8 MiB" });
+    await page.fill("#view-data hex-view input", "0x100000");
+    await page.press("#view-data hex-view input", "Enter");
+    await until(page, () => /DDDD/.test(document.querySelector("#view-data .rows").textContent));
+    await view(page, "Map");
+    await until(page, () => /in extents\.raw/.test(document.querySelector("#view-map .extent").textContent));
+    await view(page, "Overview");
+  }
+  await page.close();
+});
+
 test("an encrypted image is described in words", async () => {
   const page = await fresh();
   execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path("luks.qcow2"), "1M"]);
