@@ -1,6 +1,6 @@
 // Files and block devices of this machine, for Node.js.
 
-import { closeSync, constants, fstatSync, fsyncSync, ftruncateSync, openSync, readFileSync, readSync, realpathSync, statSync, statfsSync, writeSync } from "node:fs";
+import fs, { closeSync, constants, fstatSync, fsyncSync, ftruncateSync, openSync, readFileSync, readSync, realpathSync, statSync, writeSync } from "node:fs";
 import { resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -183,10 +183,19 @@ function readFully(descriptor, offset, length) {
 /** File systems (`man 2 statfs`) that set the time of a file before a write to it ends: ext4, XFS, Btrfs, F2FS, tmpfs, overlayfs. */
 const PROMPT = [0xef53, 0x58465342, 0x9123683e, 0xf2f52010, 0x01021994, 0x794c7630];
 
+function setsTimesAtOnce(path) {
+  try {
+    return PROMPT.includes(fs.statfsSync(path).type);
+  } catch {
+    // Not every host tells, and some do not have the function.
+    return false;
+  }
+}
+
 /** Changes to a file, which stop when somebody else has changed it. `path` answers with the name that it has. */
 function changes(descriptor, path, opened) {
   const isFile = opened.isFile();
-  const isPrompt = isFile && PROMPT.includes(statfsSync(path()).type);
+  const isPrompt = isFile && setsTimesAtOnce(path());
   const identity = identify(opened);
   const look = () => fstatSync(descriptor, EXACT);
   let { size, mtimeNs } = opened;

@@ -1,4 +1,5 @@
-// The recipes of the README run where the package is installed, and are strict TypeScript.
+// The recipes of the README run where the package is installed, and are strict TypeScript. RECIPES_WITH names another program
+// to run them, such as "deno run -A" or "bun".
 
 import assert from "node:assert/strict";
 import { execFile, execFileSync } from "node:child_process";
@@ -10,6 +11,7 @@ import { promisify } from "node:util";
 import { folder, path, pattern, qemuImg, qemuIo, serve } from "./support.mjs";
 
 const PACKAGE = fileURLToPath(new URL("../", import.meta.url));
+const [program, ...programArgs] = (process.env.RECIPES_WITH ?? "node").split(" ");
 const recipes = [...readFileSync(`${PACKAGE}README.md`, "utf8").matchAll(/^```js\n(.*?)^```$/gms)].map(([, code]) => code);
 
 before(() => {
@@ -37,9 +39,9 @@ for (const [index, code] of recipes.entries()) {
   test(`recipe ${index + 1} runs`, async (context) => {
     const { url } = await serve(context, "disk.qcow2");
     writeFileSync(path(`recipe${index}.mjs`), code.replace("https://example.org/disk.qcow2", url));
-    const { stdout, stderr } = await promisify(execFile)("node", [path(`recipe${index}.mjs`)], { cwd: folder });
+    const { stdout, stderr } = await promisify(execFile)(program, [...programArgs, path(`recipe${index}.mjs`)], { cwd: folder });
     assert.equal(stderr, "");
-    const expected = [/qcow2 3000320 65536 0\ndata 0 /, /512/, /'overlay.qcow2', 'disk.qcow2' \]\nDISKETTE_DENIED/, /do not use it|^\d+ [1-9]/, /0 1/, /^$/, /before/, /Uint8Array\(512\)[^]*\n1\n$/, /100 %/, /\d+/, /0/][index];
+    const expected = [/qcow2 3000320 65536 0\ndata 0 /, /512/, /(.)overlay.qcow2\1, \1disk.qcow2\1 \]\nDISKETTE_DENIED/, /do not use it|^\d+ [1-9]/, /0 1/, /^$/, /before/, /Uint8Array\(512\)[^]*\n1\n$/, /100 %/, /\d+/, /0/][index];
     assert.match(stdout, expected);
   });
 }
