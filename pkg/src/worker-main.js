@@ -67,9 +67,10 @@ async function receive({ id, verb, args, abort, call, value, error }) {
   const stop = new AbortController();
   running.set(id, stop);
   try {
-    const value = await perform(id, verb, args, stop.signal);
-    // Bytes that were read belong to nobody else.
-    post({ id, value }, verb === "read" ? [value.buffer] : []);
+    let value = await perform(id, verb, args, stop.signal);
+    // Bytes of a file may be a part of what others see; those that were read of the disk belong to nobody else.
+    if (verb === "readFile") value = value.slice();
+    post({ id, value }, ["read", "readFile"].includes(verb) ? [value.buffer] : []);
   } catch (error) {
     post({ id, error: packError(error) });
   } finally {

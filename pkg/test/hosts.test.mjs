@@ -150,6 +150,17 @@ test("ranges of an image in a worker are checked as those of others are", async 
   await image.close();
 });
 
+test("bytes of a file that come from a worker are those and no more", async () => {
+  const bytes = new Uint8Array(readFileSync(path("plain.qcow2")));
+  const image = await open(bytes);
+  for (const at of [0, 65536]) {
+    const part = await image.readFile(at, 16);
+    assert.deepEqual(part, bytes.slice(at, at + 16));
+    assert.equal(part.buffer.byteLength, 16);
+  }
+  await image.close();
+});
+
 test("what an image names is asked for on this side of the worker", async () => {
   const asked = [];
   const image = await open(path("top.qcow2"), { onOpen: (reference) => (asked.push(reference.name), new URL(`file://${path(reference.name)}`)) });
