@@ -98,6 +98,7 @@ const FAREWELL_MILLISECONDS = 1000;
 async function finish(made, signal, work) {
   try {
     await work();
+    signal?.throwIfAborted();
     await abortable(made.close(), signal);
   } catch (error) {
     const ended = made.abandon().catch(() => {});

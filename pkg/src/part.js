@@ -1,8 +1,15 @@
 // A file beside another one, which is to take its place.
 
 import { randomBytes } from "node:crypto";
-import { closeSync, constants, fchmodSync, fchownSync, fstatSync, fsyncSync, lstatSync, openSync, readFileSync, renameSync, unlinkSync } from "node:fs";
+import {
+  closeSync, constants, fchmodSync, fchownSync, fstatSync, fsyncSync, linkSync, lstatSync, openSync, readFileSync, realpathSync, renameSync,
+  statSync, unlinkSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
+
+const EXACT = { bigint: true };
+/** What a system answers where no file can be made, or not one like the other. */
+const CANNOT = ["EACCES", "EPERM", "EROFS", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"];
 
 /** Those that are there. Who ends takes them along. */
 const parts = new Set();
@@ -14,22 +21,16 @@ let watching = false;
  * good. Where none can be made, or would not be what the old one was, the file is the one that is there.
  */
 export function openPart(place, old) {
-  const there = () => ({
-    descriptor: openSync(place, constants.O_RDWR | constants.O_CREAT | (constants.O_NONBLOCK ?? 0)),
-    name: () => place,
-    show() {},
-    drop() {},
-    keep() {},
-  });
   // A file of several names keeps them all, one that others mounted there stays there, and a link to nothing leads to a file.
-  if (old ? old.nlink > 1n || isMounted(place) : lstatSync(place, { throwIfNoEntry: false })) return there();
+  if (old ? old.nlink > 1n || isMounted(place) : lstatSync(place, { throwIfNoEntry: false })) return openThere(place, old);
   let name = join(dirname(place), `.diskette-${randomBytes(6).toString("hex")}.part`);
   let descriptor;
   const drop = () => {
     if (name !== place) remove(name);
   };
   try {
-    descriptor = openSync(name, "wx+");
+    // Nobody gets to read it who could not read the old one.
+    descriptor = openSync(name, "wx+", old ? 0o600 : 0o666);
     if (!watching) process.once("exit", () => parts.forEach(remove));
     watching = true;
     parts.add(name);
@@ -39,15 +40,16 @@ export function openPart(place, old) {
       closeSync(descriptor);
       drop();
     }
-    if (!["EACCES", "EPERM", "EROFS"].includes(error.code)) throw error;
-    return there();
+    if (CANNOT.includes(error.code)) return openThere(place, old);
+    throw Object.assign(new Error(error.message.replaceAll(name, place), { cause: error }), { code: error.code });
   }
   return {
     descriptor,
     name: () => name,
     show() {
       if (name === place) return;
-      renameSync(name, place);
+      if (old) replace(name, place, old);
+      else putWhereNothingIs(name, place);
       parts.delete(name);
       name = place;
       syncFolder(dirname(place));
@@ -57,11 +59,47 @@ export function openPart(place, old) {
   };
 }
 
+/** The file that is there, or one that is made where a link leads to. */
+function openThere(place, old) {
+  const descriptor = openSync(place, constants.O_RDWR | constants.O_CREAT | (constants.O_NONBLOCK ?? 0));
+  let made = old ? undefined : realpathSync(place);
+  return {
+    descriptor,
+    name: () => place,
+    show: () => void (made = undefined),
+    drop: () => made !== undefined && remove(made),
+    keep: () => void (made = undefined),
+  };
+}
+
+/** Takes the place of a file that still is what it was. */
+function replace(name, place, old) {
+  const now = statSync(place, { ...EXACT, throwIfNoEntry: false });
+  const same = now && ["dev", "ino", "size", "mtimeNs"].every((key) => now[key] === old[key]);
+  if (!same) throw taken(now ? "another program changed what is there, or put another file in its place" : "what was there has gone");
+  renameSync(name, place);
+}
+
+function putWhereNothingIs(name, place) {
+  try {
+    linkSync(name, place);
+  } catch (error) {
+    if (error.code === "EEXIST") throw taken("something is there now that was not when it was begun");
+    // Not every file system has files of two names.
+    if (lstatSync(place, { throwIfNoEntry: false })) throw taken("something is there now that was not when it was begun");
+    renameSync(name, place);
+    return;
+  }
+  unlinkSync(name);
+}
+
+const taken = (message) => Object.assign(new Error(message), { kind: "busy" });
+
 /** Gives a file the owner and mode of another. */
 function beLike(descriptor, { uid, gid, mode }) {
-  const own = fstatSync(descriptor, { bigint: true });
+  const own = fstatSync(descriptor, EXACT);
   if (own.uid !== uid || own.gid !== gid) fchownSync(descriptor, Number(uid), Number(gid));
-  fchmodSync(descriptor, Number(mode & 0o7777n));
+  if (own.mode !== mode) fchmodSync(descriptor, Number(mode & 0o7777n));
 }
 
 /** Whether a file is mounted by itself, as in containers. */

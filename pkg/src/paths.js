@@ -16,26 +16,36 @@ const EXACT = { bigint: true };
 const inUse = new Map();
 
 /** Opens a path; with `write` for changing, with `create` for a new image in place of what is there, if anything is. */
-export function openPath(input, { write = false, create = false } = {}) {
+export function openPath(input, { write = false, create = false, ...how } = {}) {
   const path = input instanceof URL || /^file:\/\//.test(input) ? pathOf(input, write) : input;
   try {
-    return create ? openNew(path) : openThere(path, write);
+    return create ? openNew(path, how) : openThere(path, write);
   } catch (cause) {
     throw new SourceError({ kind: kindOf(cause), message: `Could not open '${path}': ${cause.message}`, path }, { cause });
   }
 }
 
 function openThere(path, write) {
+  const place = resolve(path);
   // Without O_NONBLOCK opening a FIFO would wait for its writer.
   const descriptor = openSync(path, (write ? constants.O_RDWR : constants.O_RDONLY) | (constants.O_NONBLOCK ?? 0));
   try {
     const stat = fstatSync(descriptor, EXACT);
     if (!stat.isFile() && !stat.isBlockDevice()) throw new Error("it is not a regular file or block device");
-    const release = use(identify(stat), { write });
-    const close = () => (release(), closeSync(descriptor));
-    if (write) return { ...source(path, descriptor, stat), ...changes(descriptor, () => path, stat), close };
-    const check = stat.isFile() ? () => checkSame(fstatSync(descriptor, EXACT), stat) : undefined;
-    return { ...source(path, descriptor, stat, check), close };
+    const own = use(identify(stat), { write });
+    let isOpen = true;
+    const close = () => {
+      if (!isOpen) return;
+      isOpen = false;
+      own.end();
+      closeSync(descriptor);
+    };
+    if (!write) {
+      const check = stat.isFile() ? () => checkSame(fstatSync(descriptor, EXACT), stat) : () => {};
+      return { ...source(path, descriptor, stat, check), close };
+    }
+    const { check, checkPlace, ...verbs } = changes(descriptor, () => place, stat);
+    return { ...source(path, descriptor, stat, check), ...verbs, close: () => isOpen && closeWith(path, checkPlace, close), abort: async () => close() };
   } catch (error) {
     closeSync(descriptor);
     throw error;
@@ -43,7 +53,7 @@ function openThere(path, write) {
 }
 
 /** What is read of an open file; `check` says afterwards whether it still is what was opened. */
-function source(path, descriptor, stat, check = () => {}) {
+function source(path, descriptor, stat, check) {
   const size = stat.isBlockDevice() ? deviceSize(Number(stat.rdev)) : Number(stat.size);
   const read = (offset, length) => {
     const bytes = readFully(descriptor, offset, length);
@@ -53,44 +63,69 @@ function source(path, descriptor, stat, check = () => {}) {
   return { name: path, located: true, size, read };
 }
 
+/** Closes a file, and says afterwards what was wrong with it before. */
+function closeWith(path, check, close) {
+  try {
+    check();
+  } catch (cause) {
+    throw new SourceError({ kind: kindOf(cause), message: cause.message, path, operation: "close" }, { cause });
+  } finally {
+    close();
+  }
+}
+
 /**
  * A new file for an image, which takes the place of what has its name when it is shown or closed. Until then, and when it is
- * aborted, that is as it was, unless the image has to be made in the file that is there.
+ * aborted or closed after the signal came, that is as it was, unless the image has to be made in the file that is there. With
+ * `careful` that is refused where there is something in it.
  */
-function openNew(path) {
+function openNew(path, { signal, careful }) {
   const old = lookAt(path);
   const place = old ? realpathSync(path) : resolve(path);
-  const releases = [use(place, { write: true, create: true })];
+  const uses = [use(place, { write: true, create: true })];
   let part;
   let isOpen = true;
   const end = () => {
     isOpen = false;
-    for (const release of releases) release();
+    for (const { end } of uses) end();
     if (part) closeSync(part.descriptor);
   };
   try {
-    if (old) releases.push(use(identify(old), { write: true, create: true }));
+    if (old) uses.push(use(identify(old), { write: true, create: true }));
     part = openPart(place, old);
     const { descriptor, name, show, drop, keep } = part;
+    const isApart = name() !== place;
+    if (careful && !isApart && old?.size > 0n) {
+      throw new Error("what is in it would be lost if the backing file cannot be opened, for no file can be made beside it; empty it first");
+    }
     const stat = fstatSync(descriptor, EXACT);
-    if (name() !== place) releases.push(use(identify(stat), { write: true }));
-    return {
-      ...source(path, descriptor, stat),
-      ...changes(descriptor, name, stat),
-      show,
-      close() {
-        if (!isOpen) return;
+    if (isApart || !old) uses.push(use(identify(stat), { write: true, create: true }));
+    const { check, checkPlace, ...verbs } = changes(descriptor, name, stat);
+    const finish = () => {
+      show();
+      for (const { made } of uses) made();
+      // What was there has gone, and another file may be given its identity.
+      if (isApart && old) uses[1].end();
+    };
+    const close = () => {
+      if (name() === place || !signal?.aborted) {
         try {
-          show();
+          finish();
         } catch (cause) {
           // It is whole, and perhaps all that there is of it.
           keep();
-          const message = `what was written is in '${name()}': it could not take its place (${cause.message})`;
-          throw new SourceError({ kind: kindOf(cause), message, path, operation: "close" }, { cause });
-        } finally {
-          end();
+          throw new Error(`what was written is in '${name()}': it could not take its place (${cause.message})`, { cause });
         }
-      },
+      } else {
+        drop();
+      }
+      checkPlace();
+    };
+    return {
+      ...source(path, descriptor, stat, check),
+      ...verbs,
+      show: finish,
+      close: () => isOpen && closeWith(path, close, end),
       async abort() {
         if (!isOpen) return;
         drop();
@@ -151,21 +186,29 @@ function busy(message) {
   return Object.assign(new Error(message), { kind: "busy" });
 }
 
-/** Counts a user of a file, unless another one is in the way; answers with what ends the use. */
+/**
+ * Counts a user of a file, unless another one is in the way. `end()` ends the use; while an image is made in it (`create`),
+ * nobody reads it before `made()`.
+ */
 function use(identity, { write = false, create = false }) {
-  const users = inUse.get(identity) ?? { readers: 0, writer: false };
+  const users = inUse.get(identity) ?? { readers: 0, writer: false, isMade: false };
   if (write && users.writer) throw busy("it is open for writing already; close that image first");
   if (create && users.readers > 0) throw busy("an image in it is being read; close that first");
+  if (!write && users.isMade) throw busy("an image is being made in its place; wait for that");
   if (write) users.writer = true;
   else users.readers++;
+  users.isMade = create;
   inUse.set(identity, users);
   let ended = false;
-  return () => {
-    if (ended) return;
-    ended = true;
-    if (write) users.writer = false;
-    else users.readers--;
-    if (!users.writer && users.readers === 0) inUse.delete(identity);
+  return {
+    made: () => void (ended || (users.isMade = false)),
+    end() {
+      if (ended) return;
+      ended = true;
+      if (write) [users.writer, users.isMade] = [false, false];
+      else users.readers--;
+      if (!users.writer && users.readers === 0) inUse.delete(identity);
+    },
   };
 }
 
@@ -201,6 +244,8 @@ function changes(descriptor, path, opened) {
   let { size, mtimeNs } = opened;
   /** Whether something was written that may not have its place and time on the disk yet. */
   let dirty = false;
+  /** Whether anything was. */
+  let written = false;
 
   /** What lies between our changes is the work of others. Network file systems set times late: there only a flush settles it. */
   function checkOthers() {
@@ -210,10 +255,15 @@ function changes(descriptor, path, opened) {
     if (now.mtimeNs !== mtimeNs && (isPrompt || !dirty)) throw busy(`another program wrote to it; ${open}`);
   }
 
+  function check() {
+    if (isFile && (isPrompt || !dirty)) checkOthers();
+  }
+
   function change(work) {
     if (!isFile) return work();
-    if (isPrompt || !dirty) checkOthers();
+    check();
     dirty = true;
+    written = true;
     try {
       return work();
     } finally {
@@ -221,18 +271,35 @@ function changes(descriptor, path, opened) {
     }
   }
 
-  /** What is written has to be where it will be looked for. */
-  function checkPlace() {
-    let there;
+  /** What has the name of this file, as far as that can be told. */
+  function there() {
     try {
-      there = statSync(path(), EXACT);
-    } catch (cause) {
-      throw Object.assign(new Error(`its name has gone while it was open (${cause.message}), and with it what was written`), { kind: "not-found" });
+      return statSync(path(), EXACT);
+    } catch (error) {
+      return error.code === "ENOENT" || error.code === "ENOTDIR" ? null : opened;
     }
-    if (identify(there) !== identity) throw busy("another file has taken its place while it was open; what was written is not in that");
+  }
+
+  /** What is written to a file without a name goes with it. */
+  function checkNamed() {
+    if (opened.nlink === 0n || look().nlink > 0n) return;
+    if (there()) throw busy("another file has taken its place while it was open; what was written is not in that");
+    throw Object.assign(new Error("it was removed while it was open, and with it what was written"), { kind: "not-found" });
+  }
+
+  /** What was written has to be where it will be looked for. */
+  function checkPlace() {
+    if (!isFile || !written) return;
+    checkNamed();
+    const now = there();
+    if (now && identify(now) === identity) return;
+    const message = `it was given another name while it was open, and what was written is in it there${now ? ", not in the file that has its name now" : ""}`;
+    throw Object.assign(new Error(message), { kind: now ? "busy" : "not-found" });
   }
 
   return {
+    check,
+    checkPlace,
     write: (offset, bytes) =>
       change(() => {
         let done = 0;
@@ -244,12 +311,12 @@ function changes(descriptor, path, opened) {
         }
       }),
     flush() {
-      if (isFile && dirty) {
-        checkPlace();
+      if (isFile) {
+        if (dirty) checkNamed();
         checkOthers();
       }
       fsyncSync(descriptor);
-      if (dirty) ({ mtimeNs } = look());
+      if (!isPrompt) ({ mtimeNs } = look());
       dirty = false;
     },
     resize(length) {

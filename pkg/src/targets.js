@@ -151,11 +151,11 @@ function refuse(what) {
   throw new ReadOnlyError({ kind: "read-only", message: what, operation: "open" });
 }
 
-/** Makes a target of whatever the caller has; `openPath` handles paths. With `create` what is not there is made. */
-export async function toTarget(input, { create = false } = {}, openPath) {
+/** Makes a target of whatever the caller has; `openPath` handles paths. `create` is for a new image, `how` it is made in a path. */
+export async function toTarget(input, { create = false, ...how } = {}, openPath) {
   if (typeof input === "string" || input instanceof URL) {
     if (/^https?:/i.test(String(input))) refuse(`'${input}' cannot be written: http(s) addresses are only read; copy the image into a file or Memory`);
-    return openPath(input, { write: true, create });
+    return openPath(input, { write: true, create, ...how });
   }
   if (typeof Blob !== "undefined" && input instanceof Blob) {
     refuse("a File or Blob never changes: open the FileSystemFileHandle it came from, or copy the image into a new target");

@@ -67,7 +67,7 @@ test("a file that loses its end while it is written says so, with both lengths",
 
 test("what was written to a file that has gone is not said to be safe", async () => {
   const cases = [
-    [(file) => rmSync(file), fails("not-found", /its name has gone while it was open/)],
+    [(file) => rmSync(file), fails("not-found", /it was removed while it was open/)],
     [(file) => renameSync(copy("other.qcow2"), file), fails("busy", /another file has taken its place/)],
   ];
   for (const [change, isExpected] of cases) {
@@ -79,6 +79,41 @@ test("what was written to a file that has gone is not said to be safe", async ()
     await assert.rejects(image.close(), isExpected);
   }
   assert.deepEqual(readFileSync(path("goes.qcow2")), bytes, "the file that took the place is as it was");
+});
+
+test("a file that is given another name is written to its end, and that is said", async () => {
+  for (const [change, isExpected] of [
+    [() => {}, fails("not-found", /given another name while it was open, and what was written is in it there$/)],
+    [(file) => renameSync(copy("other.qcow2"), file), fails("busy", /in it there, not in the file that has its name now/)],
+  ]) {
+    const file = copy("named.qcow2");
+    const image = await open(file, { writable: true });
+    await image.write(0, new Uint8Array(200_000).fill(5));
+    renameSync(file, path("renamed.qcow2"));
+    change(file);
+    await image.write(MIB, new Uint8Array(200_000).fill(6));
+    await image.flush();
+    await assert.rejects(image.close(), isExpected);
+    qemuImg("check", "-q", path("renamed.qcow2"));
+    qemuIo("renamed.qcow2", "read -P 5 0 200000", "read -P 6 1M 200000");
+    if (change.length > 0) assert.deepEqual(readFileSync(file), bytes, "what took the name is as it was");
+  }
+});
+
+test("a path is the same whatever folder the process is in", async () => {
+  const here = process.cwd();
+  copy("relative.qcow2");
+  process.chdir(path("."));
+  try {
+    const image = await open("relative.qcow2", { writable: true });
+    const made = await create("relative-new.qcow2", { size: MIB });
+    for (const each of [image, made]) await each.write(0, new Uint8Array(100_000).fill(5));
+    process.chdir(here);
+    for (const each of [image, made]) await each.close();
+  } finally {
+    process.chdir(here);
+  }
+  for (const name of ["relative.qcow2", "relative-new.qcow2"]) qemuIo(name, "read -P 5 0 100000");
 });
 
 test("an image that is only read stays the file that was opened", async () => {

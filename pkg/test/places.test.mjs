@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
-import { chmodSync, chownSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import { appendFileSync, chmodSync, chownSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { before, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
@@ -194,17 +194,96 @@ test("a process that ends within a copy takes its traces along", async () => {
   assert.deepEqual(readFileSync(target), earlier);
 });
 
-test("a finished copy whose place is taken by a folder is kept, and found", async () => {
-  const target = place("taken", null);
+test("a finished copy does not take the place of what others put there meanwhile, and is found", async () => {
   const image = await open(path("source.qcow2"));
-  let taken = false;
-  const onProgress = () => (taken ||= (mkdirSync(target), true));
-  let kept;
-  await assert.rejects(convert(image, target, { onProgress }), (error) => {
-    kept = /what was written is in '([^']+)': it could not take its place/.exec(error.message)?.[1];
-    return error instanceof SourceError && error.path === target;
-  });
-  qemuImg("compare", "-q", kept, path("source.raw"));
+  const others = [
+    [null, (target) => mkdirSync(target)],
+    [null, (target) => writeFileSync(target, "new")],
+    [earlier, (target) => appendFileSync(target, "more")],
+    [earlier, (target) => (writeFileSync(`${target}.2`, "other"), renameSync(`${target}.2`, target))],
+    [earlier, (target) => rmSync(target)],
+  ];
+  for (const [index, [content, change]] of others.entries()) {
+    const target = place(`taken-${index}`, content);
+    let done = false;
+    const onProgress = () => (done ||= (change(target), true));
+    let kept;
+    await assert.rejects(convert(image, target, { onProgress }), (error) => {
+      kept = /what was written is in '([^']+)': it could not take its place/.exec(error.message)?.[1];
+      return error instanceof SourceError && error.path === target;
+    });
+    qemuImg("compare", "-q", kept, path("source.raw"));
+    if (index > 0 && index < 4) assert.match(readFileSync(target, "utf8"), /new|more$|other/);
+    // The next one finds it as it is.
+    if (index > 0) {
+      await convert(image, target);
+      qemuImg("compare", "-q", target, path("source.raw"));
+    }
+  }
+  await image.close();
+});
+
+test("an image is not made over its own backing file, however that is spelled", async () => {
+  const dir = path("own");
+  const base = place("own", null);
+  for (const name of ["./disk", `${dir}/disk`, "disk", "link"]) {
+    if (!existsSync(base)) await (await create(base, { size: MIB })).close();
+    if (name === "link") symlinkSync("disk", path("own/link"));
+    const was = readFileSync(base);
+    const onOpen = ({ name }) => (name.startsWith("/") ? name : `${dir}/${name}`);
+    await assert.rejects(create(base, { size: MIB, backingFile: name, backingFormat: "qcow2", onOpen }), SourceError, name);
+    assert.deepEqual(readFileSync(base), was);
+  }
+  // Where it would be made in the file that is there, too.
+  linkSync(base, path("own/other"));
+  const was = readFileSync(base);
+  await assert.rejects(create(path("own/other"), { size: MIB, backingFile: "./disk", onOpen: () => base }), SourceError);
+  assert.deepEqual(readFileSync(base), was);
+  assert.deepEqual(readdirSync(dir).sort(), ["disk", "link", "other"]);
+});
+
+test("a signal that comes while an image is made, or at the last moment of a copy, leaves what was there", async () => {
+  const target = place("late");
+  const stop = new AbortController();
+  const onOpen = async () => {
+    setTimeout(() => stop.abort(new Error("too late")), 10);
+    await sleep(60);
+    return path("source.qcow2");
+  };
+  await assert.rejects(create(target, { size: MIB, backingFile: "source.qcow2", signal: stop.signal, onOpen }), /too late/);
+  await sleep(150);
+  assert.deepEqual(readFileSync(target), earlier);
+  const image = await open(path("source.qcow2"));
+  const end = new AbortController();
+  await assert.rejects(convert(image, target, { signal: end.signal, onProgress: ({ done, total }) => done === total && end.abort(new Error("at the end")) }), /at the end/);
+  await sleep(20);
+  assert.deepEqual(readFileSync(target), earlier);
+  assert.deepEqual(readdirSync(path("late")), ["disk"]);
+  await image.close();
+});
+
+test("what an image took the place of keeps nobody from anything", async () => {
+  const images = [];
+  for (let index = 0; index < 8; index++) images.push(await create(place(`again-${index}`, index % 2 ? earlier : null), { size: MIB }));
+  for (const image of images) await image.close();
+});
+
+test("an image that is being made in a file is read by nobody", async () => {
+  const target = place("half");
+  linkSync(target, path("half/other"));
+  const image = await open(path("source.qcow2"));
+  let reading;
+  await convert(image, target, { onProgress: () => (reading ??= open(path("half/other")).catch((error) => error)) });
+  assert.equal((await reading).kind, "busy");
+  await (await open(target)).close();
+  const nothing = place("half-dangling", null);
+  symlinkSync(nothing, path("half-dangling/link"));
+  const made = await create(path("half-dangling/link"), { size: MIB });
+  await assert.rejects(open(nothing, { writable: true }), { kind: "busy" });
+  await made.close();
+  rmSync(nothing);
+  await assert.rejects(convert(image, path("half-dangling/link"), { onProgress: () => { throw new Error("no more"); } }), /no more/);
+  assert.ok(!existsSync(nothing), "what was made through a link goes as well");
   await image.close();
 });
 
