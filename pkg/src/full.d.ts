@@ -1,4 +1,4 @@
-import type { Abortable, CheckReport, Image as ReadableImage, Input, OpenOptions, Reference, Size, Snapshot } from "./index.js";
+import type { Abortable, Budgets, CheckReport, Image as ReadableImage, Input, OpenOptions, Reference, Size, Snapshot } from "./index.js";
 
 export {
   ClosedError,
@@ -136,6 +136,12 @@ export interface CreateOptions {
   /** How long deriving a key from the passphrase is to take; 2000 unless given. The thread is busy for that long. */
   iterationMilliseconds?: number;
   signal?: AbortSignal;
+  /** What the image, and those that it is based on, may cost. */
+  budgets?: Budgets;
+  /** For http(s) addresses that `onOpen` answers. */
+  headers?: Record<string, string>;
+  fetch?: typeof fetch;
+  timeout?: number;
 }
 
 /** How far a copy is, in bytes of the disk. */
@@ -207,11 +213,15 @@ export class Image extends ReadableImage {
 export function open(input: Input | Memory, options?: FullOpenOptions & { writable?: false }): Promise<Image>;
 /** Opens an image for reading and writing. */
 export function open(target: Target, options: FullOpenOptions & { writable: true }): Promise<Image>;
-/** Makes an image in a target, in place of what that held, and opens it for writing. If that fails, a path holds what it did before. */
+/**
+ * Makes an image in a target, in place of what that held, and opens it for writing. If that fails, a path holds what it did
+ * before; one where no file can be made beside it is not used for an image over another one unless it is empty.
+ */
 export function create(target: Target, options: CreateOptions): Promise<Image>;
 /**
  * Copies a disk into a new image, in constant memory and without what is zero. When it fails or is aborted, the source is
- * as it was; of the target, a path or FileSystemFileHandle is as it was, and others hold a part of the copy.
+ * as it was; of the target, a path or FileSystemFileHandle is as it was (but see "New images in paths" in the README), and
+ * others hold a part of the copy.
  */
 export function convert(image: Pick<ReadableImage, "size" | "mapPages" | "read">, target: Target, options?: ConvertOptions): Promise<void>;
 /** What is needed of a `ReadableStream` of Uint8Arrays, be it the browser's or that of Node.js. */

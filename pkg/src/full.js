@@ -4,6 +4,7 @@ import { abortable } from "./abortable.js";
 import { converters } from "./convert.js";
 import { createImage } from "./create.js";
 import { ReferenceDeniedError, typed } from "./errors.js";
+import { checkPassphrase } from "./options.js";
 import { toSource } from "./sources.js";
 import { toTarget } from "./targets.js";
 import { WritableImage } from "./writable.js";
@@ -16,6 +17,7 @@ export function full(Session, load, openPath, Opened = WritableImage) {
   /** Opens an image, with `writable` for changing. */
   async function open(input, options = {}) {
     options.signal?.throwIfAborted();
+    checkPassphrase(options.passphrase, "open");
     await load();
     const source = make(options);
     const file = await abortable(source(input, options.writable), options.signal, (late) => late.close?.());
@@ -28,6 +30,7 @@ export function full(Session, load, openPath, Opened = WritableImage) {
   /** `made` gets the target once there is an image in it; where it shows nothing, that shows when it is closed. */
   async function createWith(target, options, made = () => {}) {
     options.signal?.throwIfAborted();
+    checkPassphrase(options.passphrase, "create");
     await load();
     if (options.backingFile && !options.onOpen) {
       const message = `'${options.backingFile}' (backing) was not opened: an image over another one is made with an onOpen that opens that`;

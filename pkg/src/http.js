@@ -1,10 +1,13 @@
 // An http(s) address, read by ranges.
 
+import { abortable } from "./abortable.js";
 import { BLOCK_BYTES, cached } from "./cache.js";
 import { SourceError, UnsupportedError, checkedNumber } from "./errors.js";
 
 /** How long a server may be silent where nothing else was said. */
 const SILENCE_MILLISECONDS = 30_000;
+/** Timers that are to take longer go off at once. */
+const LONGEST_TIMER = 2 ** 31 - 1;
 
 /** Opens an address whose server answers range requests; each has `timeout` milliseconds from its first to its last byte. */
 export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers = {}, timeout } = {}) {
@@ -26,11 +29,13 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
     let timer;
     const alive = () => {
       clearTimeout(timer);
-      if (milliseconds > 0) timer = setTimeout(() => late.abort(), milliseconds);
+      if (milliseconds > 0 && milliseconds <= LONGEST_TIMER) timer = setTimeout(() => late.abort(), milliseconds);
     };
     alive();
     try {
-      return await work(signal ? AbortSignal.any([signal, late.signal]) : late.signal, patience === undefined ? alive : () => {});
+      const either = signal ? AbortSignal.any([signal, late.signal]) : late.signal;
+      // A fetch of the caller's may not look at its signal.
+      return await abortable(work(either, patience === undefined ? alive : () => {}), either);
     } catch (cause) {
       if (!late.signal.aborted || signal?.aborted) throw cause;
       throw problem(SourceError, "io", message, offset, cause);
@@ -108,7 +113,9 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
 
   const { size, head, opened } = await timed(0, signal, async (signal, alive) => {
     const first = await request(0, BLOCK_BYTES, signal, true);
+    alive();
     const size = await wholeSize(first, signal);
+    alive();
     const head = first.status === 416 ? (await first.body?.cancel(), new Uint8Array()) : await body(first, 0, BLOCK_BYTES, signal, alive);
     return { size, head, opened: version(first) };
   });

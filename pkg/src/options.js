@@ -11,6 +11,12 @@ export function refuseFull({ writable, passphrase }) {
   if (passphrase !== undefined) refuse("opens nothing that is encrypted");
 }
 
+/** A passphrase is a text: bytes would have to be one in UTF-8, too. */
+export function checkPassphrase(passphrase, operation) {
+  if (passphrase === undefined || typeof passphrase === "string") return;
+  throw new UnsupportedError({ kind: "invalid", message: `a passphrase is a text, not ${typeof passphrase}`, operation });
+}
+
 /** There are no paths but in Node.js. */
 export function noPaths(path) {
   const message = `'${path}' is not an http(s) address: here Files, handles and addresses are opened, not paths`;
@@ -55,7 +61,7 @@ export function createOptions(options) {
   const pairs = [];
   for (const [name, value] of Object.entries(options)) {
     if (value === undefined || OUR_OPTIONS.includes(name)) continue;
-    let known = CREATE_OPTIONS[name];
+    let known = Object.hasOwn(CREATE_OPTIONS, name) ? CREATE_OPTIONS[name] : undefined;
     if (!known) throw new UnsupportedError({ kind: "invalid", message: `a new image has no option '${name}'`, operation: "create" });
     if (options.format === "luks") known = known.replace("encrypt.", "");
     const text = typeof value === "boolean" ? (value ? "on" : "off") : typeof value === "string" ? value : checkedNumber(value, name);

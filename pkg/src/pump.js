@@ -240,7 +240,13 @@ export class Pump {
     }
     const source = await this.#openReference({ name, format, role, from }, writable);
     if (!source) throw Object.assign(new Error(`'${name}' (${role}) was not opened: onOpen did not allow it`), { kind: "denied" });
-    const size = checkedNumber(source.size, `the size of '${name}'`);
+    let size;
+    try {
+      size = checkedNumber(source.size, `the size of '${name}'`);
+    } catch (error) {
+      await source.close?.();
+      throw error;
+    }
     // A path or address says more than the image's spelling, which may be relative; a File says less.
     return { ...source, name: source.located ? source.name : name, size, probed: format === null };
   }

@@ -35,8 +35,9 @@ async function perform(id, verb, [first, ...args], signal) {
   const image = images.get(first);
   switch (verb) {
     case "close":
+    case "abandon":
       images.delete(first);
-      return image?.close();
+      return image?.[verb]();
     case "files":
       return image.files;
     case "mapPage":
@@ -48,7 +49,8 @@ async function perform(id, verb, [first, ...args], signal) {
       await image.snapshots.apply(...args);
       return image.size;
     case "convert":
-      return convert(image, args[0], { ...args[1], signal, onProgress: (progress) => void callBack(id, "onProgress", progress).catch(() => {}) });
+      // What is thrown there stops the copy here.
+      return convert(image, args[0], { ...args[1], signal, onProgress: (progress) => void callBack(id, "onProgress", progress).catch((error) => running.get(id)?.abort(error)) });
     default: {
       if (STOPPABLE.includes(verb)) return image[verb](...args.slice(0, -1), { ...args.at(-1), signal });
       const [scope, name] = verb.split(".");
@@ -57,7 +59,8 @@ async function perform(id, verb, [first, ...args], signal) {
   }
 }
 
-async function receive({ id, verb, args, abort, call, value, error }) {
+async function receive({ id, verb, args, abort, call, value, error, end }) {
+  if (end) return process.exit();
   if (abort !== undefined) return running.get(abort)?.abort();
   if (call !== undefined) {
     const waiting = calls.get(call);

@@ -53,6 +53,8 @@ export class WorkerImage {
   /** Copies the disk into a new image, within the worker. */
   convert(target: Postable, options?: ConvertOptions): Promise<void>;
   close(): Promise<void>;
+  /** Closes at once and without writing back. */
+  abandon(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
 }
 

@@ -1,8 +1,11 @@
 // The same interface, run by a pool of workers: calls are messages, bytes are transferred.
 
-import { SourceError, UnsupportedError, checkedRange, closed, textOf } from "./errors.js";
+import { forAWhile } from "./abortable.js";
+import { SourceError, UnsupportedError, checkedRange, closed, isBytes, textOf } from "./errors.js";
 import { hasThreads, packError, unpackError } from "./messages.js";
 
+/** A thread has so long to end by itself. */
+const FAREWELL_MILLISECONDS = 500;
 const STREAM_CHUNK_BYTES = 1024 * 1024;
 
 /** An address is handed over as text. */
@@ -40,7 +43,15 @@ async function startWorker() {
     },
     // Nothing to wait for keeps no process alive.
     rest: (idle) => (idle ? thread.unref() : thread.ref()),
-    stop: () => thread.terminate(),
+    // One that can ends by itself, and takes along what it has begun.
+    async stop() {
+      const ended = new Promise((resolve) => thread.once("exit", resolve));
+      if (thread.threadId === -1) return;
+      thread.ref();
+      thread.postMessage({ end: true });
+      await forAWhile(ended, FAREWELL_MILLISECONDS);
+      await thread.terminate();
+    },
   };
 }
 
@@ -86,7 +97,8 @@ class Hand {
       try {
         this.#port.post({ id, verb, args }, transfer);
       } catch (cause) {
-        const message = `this cannot be handed to a worker: ${textOf(cause)}; give a path, address, File, FileSystemFileHandle or bytes`;
+        const hint = ["open", "create", "convert"].includes(verb) ? "; give a path, address, File, FileSystemFileHandle or bytes" : "";
+        const message = `this cannot be handed to a worker: ${textOf(cause)}${hint}`;
         this.#waiting.get(id).reject(new UnsupportedError({ kind: "unsupported", message, operation: verb }, { cause }));
         return;
       }
@@ -124,6 +136,7 @@ export class Pool {
   #size;
   #hands = [];
   #stopped = false;
+  #closing;
 
   constructor({ size = Math.min(4, globalThis.navigator?.hardwareConcurrency ?? 2) } = {}) {
     this.#size = size;
@@ -140,10 +153,12 @@ export class Pool {
   }
 
   /** Ends all workers, with whatever they are doing. */
-  async close() {
+  close() {
     this.#stopped = true;
-    const hands = await Promise.all(this.#hands.splice(0));
-    await Promise.all(hands.map((hand) => hand.stop()));
+    this.#closing ??= Promise.all(this.#hands.splice(0)).then(async (hands) => {
+      await Promise.all(hands.map((hand) => hand.stop()));
+    });
+    return this.#closing;
   }
 
   async [Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose")]() {
@@ -238,6 +253,9 @@ export class WorkerImage {
   }
 
   async readInto(offset, into, options) {
+    if (!isBytes(into)) {
+      throw new UnsupportedError({ kind: "unsupported", message: "readInto fills a Uint8Array and nothing else", operation: "read" });
+    }
     into.set(await this.read(offset, into.length, options));
     return into;
   }
@@ -301,7 +319,15 @@ export class WorkerImage {
   }
 
   close() {
-    this.#closing ??= this.#hand.ask("close", [this.#image]).finally(() => this.#hand.images--);
+    return this.#end("close");
+  }
+
+  abandon() {
+    return this.#end("abandon");
+  }
+
+  #end(verb) {
+    this.#closing ??= this.#hand.ask(verb, [this.#image]).finally(() => this.#hand.images--);
     return this.#closing;
   }
 

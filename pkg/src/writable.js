@@ -40,7 +40,7 @@ export class WritableImage extends Image {
     const change = (verb, name, date = 0) => this.#change((session) => session.snapshot(verb, text(name, "a snapshot", "snapshot"), date));
     return {
       list: () => this.info().snapshots,
-      create: (name, { date = new Date() } = {}) => change("create", name, date.getTime() / 1000),
+      create: async (name, { date = new Date() } = {}) => change("create", name, seconds(date)),
       apply: (nameOrId) => change("apply", nameOrId).then(() => this.measure()),
       delete: (name) => change("delete", name),
     };
@@ -186,6 +186,12 @@ export class WritableImage extends Image {
     const message = `${length} bytes at offset ${at} reach beyond the end: the size of the disk is ${this.size} bytes`;
     throw new RangeTooLargeError({ kind: "too-large", message, offset: at, operation });
   }
+}
+
+function seconds(date) {
+  const milliseconds = date instanceof Date ? date.getTime() : NaN;
+  if (Number.isFinite(milliseconds)) return milliseconds / 1000;
+  throw new UnsupportedError({ kind: "invalid", message: `a snapshot is of a Date, not of ${String(date)}`, operation: "snapshot" });
 }
 
 function text(name, what, operation) {

@@ -217,6 +217,20 @@ test("a server has as long for an answer as it is given", async (context) => {
   for (const timeout of [-1, NaN, "5"]) await assert.rejects(open(url, { timeout }), RangeTooLargeError);
 });
 
+test("a timeout that no timer can take is none, and one holds for any fetch", async (context) => {
+  const url = await answering(context, (request, response) => response.end(begin(request, response).part));
+  for (const timeout of [2 ** 31, Number.MAX_SAFE_INTEGER]) {
+    const image = await open(url, { timeout });
+    assert.equal(Buffer.compare(await image.read(0, source.length), source), 0);
+    await image.close();
+  }
+  const deaf = () => new Promise(() => {});
+  await assert.rejects(open(url, { fetch: deaf, timeout: 50 }), fails("io", /more than 50 ms/));
+  const stop = new AbortController();
+  setTimeout(() => stop.abort(new Error("enough")), 20);
+  await assert.rejects(open(url, { fetch: deaf, signal: stop.signal }), /enough/);
+});
+
 test("a server that forgets about ranges, or lies about lengths, is not believed", async (context) => {
   let lie = null;
   const url = await answering(context, (request, response) => {

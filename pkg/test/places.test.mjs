@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { appendFileSync, chmodSync, chownSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { before, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
@@ -85,26 +86,49 @@ test("a copy into a path that is stopped or fails leaves no trace", async () => 
   await image.close();
 });
 
-test("a copy by a worker leaves no trace either", async () => {
+test("a copy by a worker leaves no trace either, however it ends", async (context) => {
   const target = place("by-worker");
-  await using(new Pool({ size: 1 }), async (pool) => {
-    const image = await pool.open(path("source.qcow2"));
-    const stop = new AbortController();
-    await assert.rejects(image.convert(target, { signal: stop.signal, onProgress: () => stop.abort(new Error("enough")) }), /enough/);
+  const url = await stalling(context);
+  const ends = [
+    [(image, pool, begun) => {
+      const stop = new AbortController();
+      begun.then(() => stop.abort(new Error("enough")));
+      return image.convert(target, { signal: stop.signal, onProgress: begun.note });
+    }, /enough/],
+    [(image, pool, begun) => image.convert(target, { onProgress: () => { begun.note(); throw new Error("not like this"); } }), /not like this/],
+    [(image, pool, begun) => {
+      begun.then(() => pool.close());
+      return image.convert(target, { onProgress: begun.note });
+    }, /the worker is gone: it was stopped/],
+  ];
+  for (const [end, isExpected] of ends) {
+    const pool = new Pool({ size: 1 });
+    const image = await pool.open(url, { format: "raw" });
+    let note;
+    const begun = Object.assign(new Promise((resolve) => (note = resolve)), { note: () => note() });
+    await assert.rejects(end(image, pool, begun), isExpected);
+    await pool.close();
     assert.deepEqual(readFileSync(target), earlier);
     assert.deepEqual(readdirSync(path("by-worker")), ["disk"]);
-    await image.convert(target);
-    qemuImg("compare", "-q", target, path("source.raw"));
-    await image.close();
-  });
+  }
+  const pool = new Pool({ size: 1 });
+  const image = await pool.open(path("source.qcow2"));
+  await image.convert(target);
+  await pool.close();
+  qemuImg("compare", "-q", target, path("source.raw"));
 });
 
-async function using(pool, work) {
-  try {
-    await work(pool);
-  } finally {
-    await pool.close();
-  }
+/** A server that answers for the first half of the source, and never for the rest. */
+async function stalling(context) {
+  const server = createServer((request, response) => {
+    const [start, end] = (request.headers.range ?? "").match(/\d+/g).map(Number);
+    if (start >= 4 * MIB) return;
+    const part = source.subarray(start, end + 1);
+    response.writeHead(206, { "Content-Range": `bytes ${start}-${start + part.length - 1}/${source.length}` }).end(part);
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  context.after(() => (server.closeAllConnections(), server.close()));
+  return `http://127.0.0.1:${server.address().port}/`;
 }
 
 test("a new image is there as soon as it is made", async () => {
@@ -240,6 +264,12 @@ test("an image is not made over its own backing file, however that is spelled", 
   await assert.rejects(create(path("own/other"), { size: MIB, backingFile: "./disk", onOpen: () => base }), SourceError);
   assert.deepEqual(readFileSync(base), was);
   assert.deepEqual(readdirSync(dir).sort(), ["disk", "link", "other"]);
+  const over = { size: MIB, backingFile: "source.qcow2", backingFormat: "qcow2", onOpen: () => path("source.qcow2") };
+  await assert.rejects(create(path("own/other"), over), /what is in it would be lost if the backing file cannot be opened.*empty it first/);
+  assert.deepEqual(readFileSync(base), was);
+  writeFileSync(base, "");
+  await (await create(path("own/other"), over)).close();
+  assert.match(qemuImg("info", base), /backing file: source.qcow2/);
 });
 
 test("a signal that comes while an image is made, or at the last moment of a copy, leaves what was there", async () => {

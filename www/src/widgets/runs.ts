@@ -90,7 +90,9 @@ export abstract class Runs {
   cells(start: number, span: number, cells: number): Cells {
     const known = this.#counted.find((other) => other.start === start && other.span === span && other.kind.length === cells);
     const counted = known ?? { start, span, next: -1, done: true, kind: new Int8Array(cells).fill(-1), share: new Float32Array(cells) };
-    if (!known) {
+    // The one that was asked for last comes first, and the one that was not asked for longest goes.
+    if (counted !== this.#counted[0]) {
+      if (known) this.#counted.splice(this.#counted.indexOf(known), 1);
       this.#counted.unshift(counted);
       this.#counted.length = Math.min(this.#counted.length, MAX_COUNTED);
     }
