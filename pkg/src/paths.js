@@ -29,10 +29,11 @@ function openThere(path, write) {
   const place = resolve(path);
   // Without O_NONBLOCK opening a FIFO would wait for its writer.
   const descriptor = openSync(path, (write ? constants.O_RDWR : constants.O_RDONLY) | (constants.O_NONBLOCK ?? 0));
+  let own;
   try {
     const stat = fstatSync(descriptor, EXACT);
     if (!stat.isFile() && !stat.isBlockDevice()) throw new Error("it is not a regular file or block device");
-    const own = use(identify(stat), { write });
+    own = use(identify(stat), { write });
     let isOpen = true;
     const close = () => {
       if (!isOpen) return;
@@ -47,6 +48,7 @@ function openThere(path, write) {
     const { check, checkPlace, ...verbs } = changes(descriptor, () => place, stat);
     return { ...source(path, descriptor, stat, check), ...verbs, close: () => isOpen && closeWith(path, checkPlace, close), abort: async () => close() };
   } catch (error) {
+    own?.end();
     closeSync(descriptor);
     throw error;
   }
@@ -108,16 +110,13 @@ function openNew(path, { signal, careful }) {
       if (isApart && old) uses[1].end();
     };
     const close = () => {
-      if (name() === place || !signal?.aborted) {
-        try {
-          finish();
-        } catch (cause) {
-          // It is whole, and perhaps all that there is of it.
-          keep();
-          throw new Error(`what was written is in '${name()}': it could not take its place (${cause.message})`, { cause });
-        }
-      } else {
-        drop();
+      if (name() !== place && signal?.aborted) return drop();
+      try {
+        finish();
+      } catch (cause) {
+        // It is whole, and perhaps all that there is of it.
+        keep();
+        throw new Error(`what was written is in '${name()}': it could not take its place (${cause.message})`, { cause });
       }
       checkPlace();
     };
