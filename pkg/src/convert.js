@@ -23,9 +23,9 @@ export function converters(create) {
       for await (const [at, length] of whole ? allPieces(total) : pieces(image, signal)) {
         const bytes = await image.read(at, length, { signal });
         await writeData(made, at, bytes, { compressed, signal, whole });
-        onProgress?.({ done: at + length, total });
+        await tell(onProgress, { done: at + length, total }, signal);
       }
-      onProgress?.({ done: total, total });
+      await tell(onProgress, { done: total, total }, signal);
     });
   }
 
@@ -54,7 +54,7 @@ export function converters(create) {
         await writeData(made, at, piece.subarray(0, filled), { compressed, signal, whole: startsUndefined(format) });
         at += filled;
         filled = 0;
-        onProgress?.({ done: at, total });
+        await tell(onProgress, { done: at, total }, signal);
       };
       try {
         for (;;) {
@@ -105,6 +105,12 @@ async function finish(made, signal, work) {
     await (signal?.aborted ? forAWhile(ended, FAREWELL_MILLISECONDS) : ended);
     throw error;
   }
+}
+
+/** Tells how far a copy is. What that throws, be it later, stops the copy. */
+async function tell(onProgress, progress, signal) {
+  const answer = onProgress?.(progress);
+  if (typeof answer?.then === "function") await abortable(Promise.resolve(answer), signal);
 }
 
 /** Says what cannot be compressed before the target is touched. */

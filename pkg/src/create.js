@@ -6,7 +6,7 @@ import { Pump } from "./pump.js";
 
 /** Makes an image in a target, whatever that held before. */
 export async function createImage(Session, target, options) {
-  const { format = "qcow2", size, passphrase } = options;
+  const { format = "qcow2", size, passphrase, signal } = options;
   const name = String(target.name);
   const pump = new Pump(new Session(), Object.assign(target, { name }), () => undefined);
   try {
@@ -32,7 +32,7 @@ export async function createImage(Session, target, options) {
       target.size = 0;
       emptied = true;
     }
-    await pump.run((session) => session.create(name, 0, format, bytes, pairs, passphrase));
+    await pump.run((session) => session.create(name, 0, format, bytes, pairs, passphrase), signal);
     if (!emptied) await empty();
   } catch (error) {
     await target.abort?.().catch(() => {});

@@ -153,7 +153,8 @@ export interface Progress {
 export interface ConvertOptions extends Omit<CreateOptions, "size" | "onOpen" | "backingFile" | "backingFormat"> {
   /** Compresses clusters with zlib; only qcow2. */
   compressed?: boolean;
-  onProgress?(progress: Progress): void;
+  /** What it throws stops the copy, which waits for a promise that it answers with. */
+  onProgress?(progress: Progress): void | Promise<void>;
 }
 
 export interface RepairReport extends CheckReport {

@@ -43,12 +43,12 @@ export function full(Session, load, openPath, Opened = WritableImage) {
   async function makeIn(target, options, made) {
     const file = await toTarget(target, { create: true, signal: options.signal, careful: Boolean(options.backingFile) }, openPath);
     await createImage(Session, file, options);
-    const { format = "qcow2", passphrase, budgets } = options;
+    const { format = "qcow2", passphrase, budgets, signal } = options;
     // What a new image is based on is opened by whoever opens it again.
     const based = options.backingFile ? { onOpen: options.onOpen } : {};
-    const image = await Opened.open(Session, file, { format, passphrase, budgets, writable: true, ...based }, make(options));
+    const image = await Opened.open(Session, file, { format, passphrase, budgets, signal, writable: true, ...based }, make(options));
     try {
-      options.signal?.throwIfAborted();
+      signal?.throwIfAborted();
       await typed(() => made(file), String(file.name), "could not be written");
     } catch (error) {
       await image.abandon().catch(() => {});

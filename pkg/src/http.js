@@ -27,8 +27,10 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
         ? [SILENCE_MILLISECONDS, `the server sent nothing for ${SILENCE_MILLISECONDS / 1000} s`]
         : [patience, `the server took more than ${patience} ms for an answer`];
     let timer;
+    let isOver = false;
     const alive = () => {
       clearTimeout(timer);
+      if (isOver) return;
       if (milliseconds > 0 && milliseconds <= LONGEST_TIMER) timer = setTimeout(() => late.abort(), milliseconds);
     };
     alive();
@@ -40,6 +42,7 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
       if (!late.signal.aborted || signal?.aborted) throw cause;
       throw problem(SourceError, "io", message, offset, cause);
     } finally {
+      isOver = true;
       clearTimeout(timer);
     }
   }

@@ -22,7 +22,7 @@ let watching = false;
  */
 export function openPart(place, old) {
   // A file of several names keeps them all, one that others mounted there stays there, and a link to nothing leads to a file.
-  if (old ? old.nlink > 1n || isMounted(place) : lstatSync(place, { throwIfNoEntry: false })) return openThere(place, old);
+  if (old ? old.nlink > 1n || isMounted(place) : lstatSync(place, { throwIfNoEntry: false })?.isSymbolicLink()) return openThere(place, old);
   let name = join(dirname(place), `.diskette-${randomBytes(6).toString("hex")}.part`);
   let descriptor;
   const drop = () => {
@@ -62,13 +62,18 @@ export function openPart(place, old) {
 /** The file that is there, or one that is made where a link leads to. */
 function openThere(place, old) {
   const descriptor = openSync(place, constants.O_RDWR | constants.O_CREAT | (constants.O_NONBLOCK ?? 0));
-  let made = old ? undefined : realpathSync(place);
+  const stat = fstatSync(descriptor, EXACT);
+  let isNew = !old && stat.size === 0n;
   return {
     descriptor,
     name: () => place,
-    show: () => void (made = undefined),
-    drop: () => made !== undefined && remove(made),
-    keep: () => void (made = undefined),
+    show: () => void (isNew = false),
+    drop() {
+      // Others may have put something there meanwhile.
+      const now = statSync(place, { ...EXACT, throwIfNoEntry: false });
+      if (isNew && now?.dev === stat.dev && now.ino === stat.ino) remove(realpathSync(place));
+    },
+    keep: () => void (isNew = false),
   };
 }
 
@@ -90,7 +95,7 @@ function putWhereNothingIs(name, place) {
     renameSync(name, place);
     return;
   }
-  unlinkSync(name);
+  remove(name);
 }
 
 const taken = (message) => Object.assign(new Error(message), { kind: "busy" });

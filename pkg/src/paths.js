@@ -28,37 +28,52 @@ export function openPath(input, { write = false, create = false, ...how } = {}) 
 function openThere(path, write) {
   const place = resolve(path);
   // Without O_NONBLOCK opening a FIFO would wait for its writer.
-  const descriptor = openSync(path, (write ? constants.O_RDWR : constants.O_RDONLY) | (constants.O_NONBLOCK ?? 0));
+  const file = handle(openSync(path, (write ? constants.O_RDWR : constants.O_RDONLY) | (constants.O_NONBLOCK ?? 0)));
   let own;
+  const close = () => {
+    own?.end();
+    file.close();
+  };
   try {
-    const stat = fstatSync(descriptor, EXACT);
+    const stat = fstatSync(file.number, EXACT);
     if (!stat.isFile() && !stat.isBlockDevice()) throw new Error("it is not a regular file or block device");
     own = use(identify(stat), { write });
-    let isOpen = true;
-    const close = () => {
-      if (!isOpen) return;
-      isOpen = false;
-      own.end();
-      closeSync(descriptor);
-    };
     if (!write) {
-      const check = stat.isFile() ? () => checkSame(fstatSync(descriptor, EXACT), stat) : () => {};
-      return { ...source(path, descriptor, stat, check), close };
+      const check = stat.isFile() ? () => checkSame(fstatSync(file.number, EXACT), stat) : () => {};
+      return { ...source(path, file, stat, check), close };
     }
-    const { check, checkPlace, ...verbs } = changes(descriptor, () => place, stat);
-    return { ...source(path, descriptor, stat, check), ...verbs, close: () => isOpen && closeWith(path, checkPlace, close), abort: async () => close() };
+    const { check, checkPlace, ...verbs } = changes(file, () => place, stat);
+    return { ...source(path, file, stat, check), ...verbs, close: () => file.isOpen && closeWith(path, checkPlace, close), abort: async () => close() };
   } catch (error) {
-    own?.end();
-    closeSync(descriptor);
+    close();
     throw error;
   }
 }
 
+/** An open file by its number, which is not used any more once it was closed: it may be another file's then. */
+function handle(number) {
+  let isOpen = true;
+  return {
+    get isOpen() {
+      return isOpen;
+    },
+    get number() {
+      if (!isOpen) throw Object.assign(new Error("it was closed"), { kind: "closed" });
+      return number;
+    },
+    close() {
+      if (!isOpen) return;
+      isOpen = false;
+      closeSync(number);
+    },
+  };
+}
+
 /** What is read of an open file; `check` says afterwards whether it still is what was opened. */
-function source(path, descriptor, stat, check) {
+function source(path, file, stat, check) {
   const size = stat.isBlockDevice() ? deviceSize(Number(stat.rdev)) : Number(stat.size);
   const read = (offset, length) => {
-    const bytes = readFully(descriptor, offset, length);
+    const bytes = readFully(file.number, offset, length);
     check();
     return bytes;
   };
@@ -68,11 +83,13 @@ function source(path, descriptor, stat, check) {
 /** Closes a file, and says afterwards what was wrong with it before. */
 function closeWith(path, check, close) {
   try {
-    check();
+    try {
+      check();
+    } finally {
+      close();
+    }
   } catch (cause) {
     throw new SourceError({ kind: kindOf(cause), message: cause.message, path, operation: "close" }, { cause });
-  } finally {
-    close();
   }
 }
 
@@ -86,23 +103,23 @@ function openNew(path, { signal, careful }) {
   const place = old ? realpathSync(path) : resolve(path);
   const uses = [use(place, { write: true, create: true })];
   let part;
-  let isOpen = true;
+  let file;
   const end = () => {
-    isOpen = false;
     for (const { end } of uses) end();
-    if (part) closeSync(part.descriptor);
+    file?.close();
   };
   try {
     if (old) uses.push(use(identify(old), { write: true, create: true }));
     part = openPart(place, old);
-    const { descriptor, name, show, drop, keep } = part;
+    file = handle(part.descriptor);
+    const { name, show, drop, keep } = part;
     const isApart = name() !== place;
     if (careful && !isApart && old?.size > 0n) {
       throw new Error("what is in it would be lost if the backing file cannot be opened, for no file can be made beside it; empty it first");
     }
-    const stat = fstatSync(descriptor, EXACT);
+    const stat = fstatSync(file.number, EXACT);
     if (isApart || !old) uses.push(use(identify(stat), { write: true, create: true }));
-    const { check, checkPlace, ...verbs } = changes(descriptor, name, stat);
+    const { check, checkPlace, ...verbs } = changes(file, name, stat);
     const finish = () => {
       show();
       for (const { made } of uses) made();
@@ -116,17 +133,18 @@ function openNew(path, { signal, careful }) {
       } catch (cause) {
         // It is whole, and perhaps all that there is of it.
         keep();
-        throw new Error(`what was written is in '${name()}': it could not take its place (${cause.message})`, { cause });
+        const error = new Error(`what was written is in '${name()}': it could not take its place (${cause.message})`, { cause });
+        throw Object.assign(error, { kind: kindOf(cause) });
       }
       checkPlace();
     };
     return {
-      ...source(path, descriptor, stat, check),
+      ...source(path, file, stat, check),
       ...verbs,
       show: finish,
-      close: () => isOpen && closeWith(path, close, end),
+      close: () => file.isOpen && closeWith(path, close, end),
       async abort() {
-        if (!isOpen) return;
+        if (!file.isOpen) return;
         drop();
         end();
       },
@@ -140,17 +158,13 @@ function openNew(path, { signal, careful }) {
 
 /** What is at a path and can be written, if there is anything. */
 function lookAt(path) {
-  let descriptor;
+  if (/[/\\]$/.test(path)) throw new Error("it is the name of a folder");
+  const there = statSync(path, { ...EXACT, throwIfNoEntry: false });
+  if (!there) return null;
+  if (!there.isFile()) throw new Error("it is not a regular file, and a new image is made in one");
+  const descriptor = openSync(path, constants.O_RDWR | (constants.O_NONBLOCK ?? 0));
   try {
-    descriptor = openSync(path, constants.O_RDWR | (constants.O_NONBLOCK ?? 0));
-  } catch (error) {
-    if (error.code === "ENOENT") return null;
-    throw error;
-  }
-  try {
-    const stat = fstatSync(descriptor, EXACT);
-    if (!stat.isFile()) throw new Error("it is not a regular file, and a new image is made in one");
-    return stat;
+    return fstatSync(descriptor, EXACT);
   } finally {
     closeSync(descriptor);
   }
@@ -235,11 +249,11 @@ function setsTimesAtOnce(path) {
 }
 
 /** Changes to a file, which stop when somebody else has changed it. `path` answers with the name that it has. */
-function changes(descriptor, path, opened) {
+function changes(file, path, opened) {
   const isFile = opened.isFile();
   const isPrompt = isFile && setsTimesAtOnce(path());
   const identity = identify(opened);
-  const look = () => fstatSync(descriptor, EXACT);
+  const look = () => fstatSync(file.number, EXACT);
   let { size, mtimeNs } = opened;
   /** Whether something was written that may not have its place and time on the disk yet. */
   let dirty = false;
@@ -303,7 +317,7 @@ function changes(descriptor, path, opened) {
       change(() => {
         let done = 0;
         try {
-          while (done < bytes.length) done += writeSync(descriptor, bytes, done, bytes.length - done, offset + done);
+          while (done < bytes.length) done += writeSync(file.number, bytes, done, bytes.length - done, offset + done);
         } finally {
           const end = BigInt(offset + done);
           if (done > 0 && end > size) size = end;
@@ -314,13 +328,13 @@ function changes(descriptor, path, opened) {
         if (dirty) checkNamed();
         checkOthers();
       }
-      fsyncSync(descriptor);
+      fsyncSync(file.number);
       if (!isPrompt) ({ mtimeNs } = look());
       dirty = false;
     },
     resize(length) {
       if (!isFile) return;
-      change(() => ftruncateSync(descriptor, length));
+      change(() => ftruncateSync(file.number, length));
       size = BigInt(length);
     },
   };

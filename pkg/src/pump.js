@@ -1,7 +1,7 @@
 // The host side of the core: takes every request that it has queued, answers them, and settles jobs.
 
 import { checkedNumber, closed, fromCore, isBuffer, isBytes, kindOf, noBytes, shortRead, textOf } from "./errors.js";
-import { isTired, rest } from "./rest.js";
+import { breathe, isTired, rest } from "./rest.js";
 
 /** The file that the caller gave; files that it names get higher numbers. */
 const FIRST_FILE = 1;
@@ -262,5 +262,8 @@ function forWantOfKey(error) {
 
 /** For targets that have no better way. */
 async function writeZeroes(source, at, length) {
-  for (let done = 0; done < length; done += ZEROES) await source.write(at + done, new Uint8Array(Math.min(ZEROES, length - done)));
+  for (let done = 0; done < length; done += ZEROES) {
+    await source.write(at + done, new Uint8Array(Math.min(ZEROES, length - done)));
+    await breathe();
+  }
 }

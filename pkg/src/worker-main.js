@@ -49,8 +49,7 @@ async function perform(id, verb, [first, ...args], signal) {
       await image.snapshots.apply(...args);
       return image.size;
     case "convert":
-      // What is thrown there stops the copy here.
-      return convert(image, args[0], { ...args[1], signal, onProgress: (progress) => void callBack(id, "onProgress", progress).catch((error) => running.get(id)?.abort(error)) });
+      return convert(image, args[0], { ...args[1], signal, onProgress: (progress) => callBack(id, "onProgress", progress) });
     default: {
       if (STOPPABLE.includes(verb)) return image[verb](...args.slice(0, -1), { ...args.at(-1), signal });
       const [scope, name] = verb.split(".");

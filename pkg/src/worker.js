@@ -62,7 +62,6 @@ class Hand {
   #next = 0;
   #gone = null;
   #callbacks = new Map();
-  images = 0;
 
   static async start() {
     const hand = new Hand();
@@ -134,7 +133,8 @@ class Hand {
 /** Workers that share the images that are opened. */
 export class Pool {
   #size;
-  #hands = [];
+  /** Workers that are there or about to be: how many images each has or is to get. */
+  #places = [];
   #stopped = false;
   #closing;
 
@@ -155,9 +155,7 @@ export class Pool {
   /** Ends all workers, with whatever they are doing. */
   close() {
     this.#stopped = true;
-    this.#closing ??= Promise.all(this.#hands.splice(0)).then(async (hands) => {
-      await Promise.all(hands.map((hand) => hand.stop()));
-    });
+    this.#closing ??= this.#end();
     return this.#closing;
   }
 
@@ -165,55 +163,60 @@ export class Pool {
     await this.close();
   }
 
+  async #end() {
+    const started = await Promise.allSettled(this.#places.splice(0).map(({ started }) => started));
+    await Promise.all(started.map(({ value: hand }) => hand?.stop()));
+  }
+
   async #start(verb, input, { onOpen, signal, ...options }) {
     if (this.#stopped) throw closed();
-    const hand = await this.#freest();
-    // Closed meanwhile: then that has stopped the worker.
-    if (this.#stopped) throw closed();
-    const callbacks = { onOpen: onOpen && (async (reference) => postable(await onOpen(reference))) };
+    const place = this.#freest();
     try {
+      const hand = await place.started;
+      // Closed meanwhile: then that stops the worker.
+      if (this.#stopped) throw closed();
+      const callbacks = { onOpen: onOpen && (async (reference) => postable(await onOpen(reference))) };
       // What an image names is asked for while it is opened, and only then.
       const about = await hand.ask(verb, [postable(input), options, Boolean(onOpen)], { signal, callbacks });
-      return new WorkerImage(hand, about);
+      return new WorkerImage(hand, about, () => place.images--);
     } catch (error) {
-      hand.images--;
+      place.images--;
       throw error;
     }
   }
 
-  /** The worker for one more image, which counts from now on, so that the next in line sees it. */
-  async #freest() {
-    const hands = await Promise.all(this.#hands);
-    // A worker that is started now would be stopped by nobody.
-    if (this.#stopped) throw closed();
-    const alive = hands.filter((hand) => hand.alive);
-    if (alive.length < hands.length) this.#hands = alive.map((hand) => Promise.resolve(hand));
-    const freest = alive.sort((a, b) => a.images - b.images)[0];
-    if (freest && (freest.images === 0 || this.#hands.length >= this.#size)) {
+  /** The place for one more image, which counts from now on, so that the next in line sees it. */
+  #freest() {
+    this.#places = this.#places.filter(({ hand }) => hand?.alive !== false);
+    const freest = this.#places.reduce((one, other) => (one && one.images <= other.images ? one : other), undefined);
+    if (freest && (freest.images === 0 || this.#places.length >= this.#size)) {
       freest.images++;
       return freest;
     }
-    const started = Hand.start().then((hand) => {
-      hand.images++;
-      return hand;
-    });
-    this.#hands.push(started);
-    // One that cannot be started is not waited for again.
-    started.catch(() => (this.#hands = this.#hands.filter((hand) => hand !== started)));
-    return started;
+    const place = { started: Hand.start(), hand: undefined, images: 1 };
+    this.#places.push(place);
+    place.started.then(
+      (hand) => (place.hand = hand),
+      // One that cannot be started is not waited for again.
+      () => (this.#places = this.#places.filter((other) => other !== place)),
+    );
+    return place;
   }
 }
 
 /** An image that a worker has open. What the other `Image` answers at once, this one promises. */
 export class WorkerImage {
   #hand;
+  /** Says that the worker has one image less. */
+  #left;
   #image;
   #size;
   #closing;
   writable;
 
-  constructor(hand, { image, size, writable }) {
+  constructor(hand, { image, size, writable }, left) {
     this.#hand = hand;
+    this.#left = left;
     this.#image = image;
     this.#size = size;
     this.writable = writable;
@@ -327,7 +330,7 @@ export class WorkerImage {
   }
 
   #end(verb) {
-    this.#closing ??= this.#hand.ask(verb, [this.#image]).finally(() => this.#hand.images--);
+    this.#closing ??= this.#hand.ask(verb, [this.#image]).finally(this.#left);
     return this.#closing;
   }
 

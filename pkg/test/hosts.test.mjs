@@ -241,6 +241,38 @@ test("a pool spreads images, stops jobs, and a worker that dies says so", async 
   await assert.rejects(pool.open(path("plain.qcow2")), { kind: "closed" });
 });
 
+test("a pool has as many workers as it was told, and one that does not start keeps none of the others", async () => {
+  const { Worker } = workerThreads;
+  const threads = [];
+  let fails = false;
+  workerThreads.Worker = class extends Worker {
+    constructor(...args) {
+      if (fails) throw new Error("no more threads");
+      super(...args);
+      threads.push(this);
+    }
+  };
+  syncBuiltinESMExports();
+  try {
+    const pool = new Pool({ size: 2 });
+    const images = await Promise.all(Array.from({ length: 6 }, () => pool.open(path("plain.qcow2"))));
+    assert.equal(threads.length, 2);
+    for (const image of images) await image.close();
+    await pool.close();
+    const broken = new Pool({ size: 2 });
+    await broken.open(path("plain.qcow2"));
+    fails = true;
+    await assert.rejects(broken.open(path("plain.qcow2")), /no more threads/);
+    const opening = assert.rejects(broken.open(path("plain.qcow2")));
+    await broken.close();
+    await opening;
+    assert.deepEqual(threads.map(({ threadId }) => threadId), threads.map(() => -1), "all have ended");
+  } finally {
+    workerThreads.Worker = Worker;
+    syncBuiltinESMExports();
+  }
+});
+
 test("what is opened while a pool is closed is refused, and leaves no worker behind", async () => {
   const { Worker } = workerThreads;
   const threads = [];

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
-import { appendFileSync, chmodSync, chownSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import fs, { appendFileSync, chmodSync, chownSync, closeSync, existsSync, linkSync, lstatSync, mkdirSync, openSync, readFileSync, readdirSync, readlinkSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { before, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -234,7 +234,7 @@ test("a finished copy does not take the place of what others put there meanwhile
     let kept;
     await assert.rejects(convert(image, target, { onProgress }), (error) => {
       kept = /what was written is in '([^']+)': it could not take its place/.exec(error.message)?.[1];
-      return error instanceof SourceError && error.path === target;
+      return error instanceof SourceError && error.path === target && error.kind === "busy";
     });
     qemuImg("compare", "-q", kept, path("source.raw"));
     if (index > 0 && index < 4) assert.match(readFileSync(target, "utf8"), /new|more$|other/);
@@ -289,6 +289,62 @@ test("a signal that comes while an image is made, or at the last moment of a cop
   await sleep(20);
   assert.deepEqual(readFileSync(target), earlier);
   assert.deepEqual(readdirSync(path("late")), ["disk"]);
+  await image.close();
+});
+
+test("an image that is given up while its backing file never answers leaves nothing, and its place is free", async () => {
+  const never = () => new Promise(() => {});
+  const answers = [never, () => ({ name: "stuck", size: MIB, read: never })];
+  for (const [index, onOpen] of answers.entries()) {
+    const target = place(`stuck-${index}`);
+    const open = readdirSync("/proc/self/fd").length;
+    const options = { size: MIB, backingFile: "base", onOpen, signal: AbortSignal.timeout(30) };
+    const keep = setTimeout(() => {}, 1000);
+    await assert.rejects(create(target, options), { name: "TimeoutError" });
+    await sleep(20);
+    clearTimeout(keep);
+    assert.deepEqual(readFileSync(target), earlier);
+    assert.deepEqual(readdirSync(path(`stuck-${index}`)), ["disk"]);
+    assert.equal(readdirSync("/proc/self/fd").length, open);
+    await (await create(target, { size: MIB })).close();
+  }
+});
+
+test("what was begun when an image is given up goes into no other file", async (context) => {
+  // As on NFS, where no time shows that it is another file.
+  context.mock.method(fs, "statfsSync", () => ({ type: 0x6969 }));
+  const victim = path("victim");
+  const begin = [
+    async () => [await create(path("begun.raw"), { format: "raw", size: 16 * MIB }), (image) => image.write(0, new Uint8Array(4096).fill(9))],
+    async () => [await open(path("begun.raw"), { format: "raw", writable: true }), (image) => image.zero(0, 8 * MIB, { unmap: false })],
+  ];
+  for (const make of begin) {
+    writeFileSync(victim, source);
+    const [image, change] = await make();
+    const outcome = change(image).catch((error) => error);
+    const abandoned = image.abandon();
+    // It gets the number that the image's file had.
+    const other = openSync(victim, "r+");
+    assert.equal((await outcome).kind, "closed");
+    await abandoned;
+    await sleep(20);
+    closeSync(other);
+    assert.equal(Buffer.compare(readFileSync(victim), source), 0);
+  }
+});
+
+test("a file that others put where a link leads to is not removed with what failed", async () => {
+  const nothing = place("theirs", null);
+  symlinkSync(nothing, path("theirs/link"));
+  const image = await open(path("source.qcow2"));
+  const onProgress = () => {
+    writeFileSync(`${nothing}.new`, earlier);
+    renameSync(`${nothing}.new`, nothing);
+    throw new Error("no more");
+  };
+  await assert.rejects(convert(image, path("theirs/link"), { onProgress }), /no more/);
+  assert.deepEqual(readFileSync(nothing), earlier);
+  await assert.rejects(create(`${path("theirs")}/new/`, { size: MIB }), /the name of a folder/);
   await image.close();
 });
 

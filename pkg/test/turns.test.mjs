@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { before, test } from "node:test";
 import { promisify } from "node:util";
 
@@ -199,5 +199,17 @@ test("a flush and the bytes of a file are not waited for once a signal comes", a
   release();
   await image.flush({ signal: AbortSignal.timeout(10_000) });
   assert.equal((await image.readFile(0, 4, { signal: AbortSignal.timeout(10_000) }))[0], 0x51);
+  await image.close();
+});
+
+test("zeroes that are written let others have their turn", async () => {
+  writeFileSync(path("zeroes.raw"), new Uint8Array(1));
+  truncateSync(path("zeroes.raw"), 256 * MIB);
+  const image = await open(path("zeroes.raw"), { format: "raw", writable: true });
+  let turns = 0;
+  const timer = setInterval(() => turns++, 1);
+  await image.zero(0, 256 * MIB, { unmap: false });
+  clearInterval(timer);
+  assert.ok(turns > 0);
   await image.close();
 });
