@@ -93,6 +93,12 @@ export function shortRead(name, offset, expected, found) {
   return new SourceError({ kind: "io", message, path: name, offset });
 }
 
+/** Refuses what is no array of bytes; `what` says who takes one. */
+export function checkBytes(value, what, operation) {
+  if (isBytes(value)) return;
+  throw new UnsupportedError({ kind: "unsupported", message: `${what} a Uint8Array and nothing else`, operation });
+}
+
 /** Whether a value is an array of bytes, of whatever realm. */
 export const isBytes = (value) => ArrayBuffer.isView(value) && value[Symbol.toStringTag] === "Uint8Array";
 export const isBuffer = (value) => value?.[Symbol.toStringTag] === "ArrayBuffer";

@@ -118,7 +118,6 @@ export async function fromUrl(url, { fetch = globalThis.fetch, signal, headers =
     const first = await request(0, BLOCK_BYTES, signal, true);
     alive();
     const size = await wholeSize(first, signal);
-    alive();
     const head = first.status === 416 ? (await first.body?.cancel(), new Uint8Array()) : await body(first, 0, BLOCK_BYTES, signal, alive);
     return { size, head, opened: version(first) };
   });

@@ -1,7 +1,7 @@
 // An open image: what the callers of this package hold.
 
 import { abortable } from "./abortable.js";
-import { RangeTooLargeError, UnsupportedError, checkedNumber, checkedRange, closed, isBuffer, isBytes, noBytes, typed } from "./errors.js";
+import { RangeTooLargeError, UnsupportedError, checkBytes, checkedNumber, checkedRange, closed, isBuffer, isBytes, noBytes, typed } from "./errors.js";
 import { bounds } from "./options.js";
 import { Pump } from "./pump.js";
 
@@ -121,9 +121,7 @@ export class Image {
   }
 
   async readInto(offset, into, { signal } = {}) {
-    if (!isBytes(into)) {
-      throw new UnsupportedError({ kind: "unsupported", message: "readInto fills a Uint8Array and nothing else", operation: "read" });
-    }
+    checkBytes(into, "readInto fills", "read");
     const [at] = checkedRange(this.#size, offset, into.length, "read");
     return this.#fill(at, into, signal);
   }

@@ -88,3 +88,11 @@ const THEIR_NAMES = new RegExp(`(?<![\\w./-])(?:${Object.keys(OUR_NAMES).join("|
 export function ourNames(message) {
   return message.replaceAll(THEIR_NAMES, (name) => OUR_NAMES[name]);
 }
+
+/** A key is a passphrase here; an image that is to be written is refused for want of one as a read is. */
+export function forWantOfKey(error) {
+  const missing = /Parameter '[\w.]*key-secret' is required for cipher|(?<=and )no key was given \('[\w.]*key-secret'\)/;
+  if (typeof error?.message !== "string" || !missing.test(error.message)) return error;
+  const message = error.message.replace(missing, ([first]) => (first === "P" ? "the data is encrypted and no passphrase was given" : "no passphrase was given"));
+  return { ...error, kind: "denied", message };
+}

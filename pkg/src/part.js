@@ -22,7 +22,7 @@ let watching = false;
  */
 export function openPart(place, old) {
   // A file of several names keeps them all, one that others mounted there stays there, and a link to nothing leads to a file.
-  if (old ? old.nlink > 1n || isMounted(place) : lstatSync(place, { throwIfNoEntry: false })?.isSymbolicLink()) return openThere(place, old);
+  if (old ? old.nlink > 1n || isMounted(place) : lstatSync(place, { throwIfNoEntry: false })?.isSymbolicLink()) return inPlace(place, old);
   let name = join(dirname(place), `.diskette-${randomBytes(6).toString("hex")}.part`);
   let descriptor;
   const drop = () => {
@@ -40,7 +40,7 @@ export function openPart(place, old) {
       closeSync(descriptor);
       drop();
     }
-    if (CANNOT.includes(error.code)) return openThere(place, old);
+    if (CANNOT.includes(error.code)) return inPlace(place, old);
     throw Object.assign(new Error(error.message.replaceAll(name, place), { cause: error }), { code: error.code });
   }
   return {
@@ -60,20 +60,21 @@ export function openPart(place, old) {
 }
 
 /** The file that is there, or one that is made where a link leads to. */
-function openThere(place, old) {
+function inPlace(place, old) {
   const descriptor = openSync(place, constants.O_RDWR | constants.O_CREAT | (constants.O_NONBLOCK ?? 0));
   const stat = fstatSync(descriptor, EXACT);
   let isNew = !old && stat.size === 0n;
+  const stay = () => void (isNew = false);
   return {
     descriptor,
     name: () => place,
-    show: () => void (isNew = false),
+    show: stay,
     drop() {
       // Others may have put something there meanwhile.
       const now = statSync(place, { ...EXACT, throwIfNoEntry: false });
       if (isNew && now?.dev === stat.dev && now.ino === stat.ino) remove(realpathSync(place));
     },
-    keep: () => void (isNew = false),
+    keep: stay,
   };
 }
 
@@ -88,12 +89,10 @@ function replace(name, place, old) {
 function putWhereNothingIs(name, place) {
   try {
     linkSync(name, place);
-  } catch (error) {
-    if (error.code === "EEXIST") throw taken("something is there now that was not when it was begun");
+  } catch {
     // Not every file system has files of two names.
     if (lstatSync(place, { throwIfNoEntry: false })) throw taken("something is there now that was not when it was begun");
-    renameSync(name, place);
-    return;
+    return renameSync(name, place);
   }
   remove(name);
 }

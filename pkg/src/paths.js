@@ -101,7 +101,12 @@ function closeWith(path, check, close) {
 function openNew(path, { signal, careful }) {
   const old = lookAt(path);
   const place = old ? realpathSync(path) : resolve(path);
-  const uses = [use(place, { write: true, create: true })];
+  const uses = [];
+  const reserve = (identity) => {
+    const own = use(identity, { write: true, create: true });
+    uses.push(own);
+    return own;
+  };
   let part;
   let file;
   const end = () => {
@@ -109,7 +114,8 @@ function openNew(path, { signal, careful }) {
     file?.close();
   };
   try {
-    if (old) uses.push(use(identify(old), { write: true, create: true }));
+    reserve(place);
+    const before = old && reserve(identify(old));
     part = openPart(place, old);
     file = handle(part.descriptor);
     const { name, show, drop, keep } = part;
@@ -118,13 +124,13 @@ function openNew(path, { signal, careful }) {
       throw new Error("what is in it would be lost if the backing file cannot be opened, for no file can be made beside it; empty it first");
     }
     const stat = fstatSync(file.number, EXACT);
-    if (isApart || !old) uses.push(use(identify(stat), { write: true, create: true }));
+    if (isApart || !old) reserve(identify(stat));
     const { check, checkPlace, ...verbs } = changes(file, name, stat);
     const finish = () => {
       show();
       for (const { made } of uses) made();
       // What was there has gone, and another file may be given its identity.
-      if (isApart && old) uses[1].end();
+      if (isApart) before?.end();
     };
     const close = () => {
       if (name() !== place && signal?.aborted) return drop();

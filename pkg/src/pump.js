@@ -1,6 +1,7 @@
 // The host side of the core: takes every request that it has queued, answers them, and settles jobs.
 
 import { checkedNumber, closed, fromCore, isBuffer, isBytes, kindOf, noBytes, shortRead, textOf } from "./errors.js";
+import { forWantOfKey } from "./options.js";
 import { breathe, isTired, rest } from "./rest.js";
 
 /** The file that the caller gave; files that it names get higher numbers. */
@@ -250,14 +251,6 @@ export class Pump {
     // A path or address says more than the image's spelling, which may be relative; a File says less.
     return { ...source, name: source.located ? source.name : name, size, probed: format === null };
   }
-}
-
-/** A key is a passphrase here; an image that is to be written is refused for want of one as a read is. */
-function forWantOfKey(error) {
-  const missing = /Parameter '[\w.]*key-secret' is required for cipher|(?<=and )no key was given \('[\w.]*key-secret'\)/;
-  if (typeof error?.message !== "string" || !missing.test(error.message)) return error;
-  const message = error.message.replace(missing, ([first]) => (first === "P" ? "the data is encrypted and no passphrase was given" : "no passphrase was given"));
-  return { ...error, kind: "denied", message };
 }
 
 /** For targets that have no better way. */

@@ -1,7 +1,7 @@
 // The same interface, run by a pool of workers: calls are messages, bytes are transferred.
 
 import { forAWhile } from "./abortable.js";
-import { SourceError, UnsupportedError, checkedRange, closed, isBytes, textOf } from "./errors.js";
+import { SourceError, UnsupportedError, checkBytes, checkedRange, closed, textOf } from "./errors.js";
 import { hasThreads, packError, unpackError } from "./messages.js";
 
 /** A thread has so long to end by itself. */
@@ -256,9 +256,7 @@ export class WorkerImage {
   }
 
   async readInto(offset, into, options) {
-    if (!isBytes(into)) {
-      throw new UnsupportedError({ kind: "unsupported", message: "readInto fills a Uint8Array and nothing else", operation: "read" });
-    }
+    checkBytes(into, "readInto fills", "read");
     into.set(await this.read(offset, into.length, options));
     return into;
   }

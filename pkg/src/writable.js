@@ -1,7 +1,7 @@
 // An image that may be open for writing.
 
 import { abortable } from "./abortable.js";
-import { RangeTooLargeError, ReadOnlyError, UnsupportedError, checkedNumber, closed, isBytes, typed } from "./errors.js";
+import { RangeTooLargeError, ReadOnlyError, UnsupportedError, checkBytes, checkedNumber, closed, typed } from "./errors.js";
 import { Image } from "./image.js";
 
 /** Writes are cut at multiples of this. */
@@ -63,7 +63,7 @@ export class WritableImage extends Image {
 
   /** Writes bytes; `compressed` stores whole clusters compressed. */
   async write(offset, bytes, { signal, compressed = false } = {}) {
-    if (!isBytes(bytes)) throw new UnsupportedError({ kind: "unsupported", message: "write takes a Uint8Array and nothing else", operation: "write" });
+    checkBytes(bytes, "write takes", "write");
     const at = this.#within(offset, bytes.length, "write");
     const write = (session, start, length) => session.write(start, bytes.subarray(start - at, start - at + length), compressed);
     await this.#changePieces(at, bytes.length, PIECE_BYTES, signal, write);

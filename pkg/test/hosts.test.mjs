@@ -241,19 +241,30 @@ test("a pool spreads images, stops jobs, and a worker that dies says so", async 
   await assert.rejects(pool.open(path("plain.qcow2")), { kind: "closed" });
 });
 
-test("a pool has as many workers as it was told, and one that does not start keeps none of the others", async () => {
+/** Runs `work` with a list of the threads that are started meanwhile, all of which have to have ended then; `host` may start no more. */
+async function countingThreads(work) {
   const { Worker } = workerThreads;
   const threads = [];
-  let fails = false;
+  const host = { fails: false };
   workerThreads.Worker = class extends Worker {
     constructor(...args) {
-      if (fails) throw new Error("no more threads");
+      if (host.fails) throw new Error("no more threads");
       super(...args);
       threads.push(this);
     }
   };
   syncBuiltinESMExports();
   try {
+    await work(threads, host);
+    assert.deepEqual(threads.map(({ threadId }) => threadId), threads.map(() => -1), "all have ended");
+  } finally {
+    workerThreads.Worker = Worker;
+    syncBuiltinESMExports();
+  }
+}
+
+test("a pool has as many workers as it was told, and one that does not start keeps none of the others", () =>
+  countingThreads(async (threads, host) => {
     const pool = new Pool({ size: 2 });
     const images = await Promise.all(Array.from({ length: 6 }, () => pool.open(path("plain.qcow2"))));
     assert.equal(threads.length, 2);
@@ -261,29 +272,15 @@ test("a pool has as many workers as it was told, and one that does not start kee
     await pool.close();
     const broken = new Pool({ size: 2 });
     await broken.open(path("plain.qcow2"));
-    fails = true;
+    host.fails = true;
     await assert.rejects(broken.open(path("plain.qcow2")), /no more threads/);
     const opening = assert.rejects(broken.open(path("plain.qcow2")));
     await broken.close();
     await opening;
-    assert.deepEqual(threads.map(({ threadId }) => threadId), threads.map(() => -1), "all have ended");
-  } finally {
-    workerThreads.Worker = Worker;
-    syncBuiltinESMExports();
-  }
-});
+  }));
 
-test("what is opened while a pool is closed is refused, and leaves no worker behind", async () => {
-  const { Worker } = workerThreads;
-  const threads = [];
-  workerThreads.Worker = class extends Worker {
-    constructor(...args) {
-      super(...args);
-      threads.push(this);
-    }
-  };
-  syncBuiltinESMExports();
-  try {
+test("what is opened while a pool is closed is refused, and leaves no worker behind", () =>
+  countingThreads(async (threads) => {
     const pools = [new Pool({ size: 1 }), new Pool({ size: 2 })];
     const image = await pools[1].open(path("plain.qcow2"));
     assert.equal(image.size, source.length);
@@ -301,12 +298,7 @@ test("what is opened while a pool is closed is refused, and leaves no worker beh
     const outcome = assert.rejects(opening, (error) => error.kind === "closed" || /it was stopped/.test(error.message));
     await starting.close();
     await outcome;
-    assert.deepEqual(threads.map(({ threadId }) => threadId), threads.map(() => -1), "all have ended");
-  } finally {
-    workerThreads.Worker = Worker;
-    syncBuiltinESMExports();
-  }
-});
+  }));
 
 test("require() gives the same classes", async () => {
   const required = createRequire(import.meta.url);
